@@ -1,0 +1,39 @@
+# Every target makes the environment first, so each works on a machine that has only Python 3.11 and make.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help env demo test check zoo clean
+
+help:  ## Show the targets.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
+
+env: $(STAMP)  ## Create .venv with the exact versions of constraints.txt.
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "prismlens needs Python 3.11; '$(PYTHON)' was not found. Fix: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v == (3, 11) else f"prismlens is tested on Python 3.11 only; $(PYTHON) is {v[0]}.{v[1]}. Fix: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,train]'
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## Ask four shipped models of known mechanism whether they use their latents.
+	$(BIN)/prismlens demo
+
+test: $(STAMP)  ## Run all tests.
+	$(BIN)/python -m pytest -q
+
+check: $(STAMP)  ## Lint, format, types, and the import contract.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -q tests/test_contract.py
+
+zoo: $(STAMP)  ## Train the shipped models again, into runs/zoo.
+	$(BIN)/python -m prismlens.training.zoo --out runs/zoo
+
+clean:  ## Remove the environment and caches.
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

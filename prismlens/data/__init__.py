@@ -1,0 +1,1 @@
+"""Where items come from: rendered scenes, benchmark folders and pictures; knows nothing of models."""

@@ -1,0 +1,134 @@
+"""Chooses for each item the donor whose values it gets, from the items alone; knows no tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from prismlens.errors import DonorError
+from prismlens.interventions.swap import Swap
+from prismlens.types import Item
+
+ON_MISSING = ("raise", "drop")
+SHOWN = 5
+"""How many items an error lists before it only counts the rest."""
+
+Fits = Callable[[Item, Item], bool]
+"""Whether the second item may be the donor of the first."""
+
+
+def _different_answer(item: Item, donor: Item) -> bool:
+    return None not in (item.content, donor.content) and donor.content != item.content
+
+
+def _same_answer(item: Item, donor: Item) -> bool:
+    return item.content is not None and donor.content == item.content
+
+
+def _answer_in_options(item: Item, donor: Item) -> bool:
+    return _different_answer(item, donor) and donor.content in item.options
+
+
+CONTENT: Mapping[str, Fits] = {
+    "any": lambda item, donor: True,
+    "different-answer": _different_answer,
+    "same-answer": _same_answer,
+    "answer-in-options": _answer_in_options,
+}
+"""What each policy asks of the two answers. They are compared by content: letters are shuffled from item to item."""
+
+IMAGE: Mapping[str, Fits] = {
+    "any": lambda item, donor: True,
+    "different": lambda item, donor: donor.group != item.group,
+}
+"""What each policy asks of the two images; items that share an image share a group."""
+
+
+class DonorMap(dict[str, str]):
+    """Item id to donor id, in the order of the items; ``dropped`` holds the ids of the items without a donor."""
+
+    def __init__(self, pairs: Mapping[str, str], dropped: tuple[str, ...] = ()) -> None:
+        super().__init__(pairs)
+        self.dropped = dropped
+
+
+def match_donors(items: Sequence[Item], policy: Swap, *, seed: int, on_missing: str = "raise") -> DonorMap:
+    """A donor for each item: another item of the same category that fits the policy, drawn evenly from all that do.
+
+    The donor of an item depends on the seed and on the set of items, not on their order. Donors may serve twice.
+
+    Args:
+        items: the items, with different ids.
+        policy: what to ask of the donor's answer and image.
+        seed: another seed gives other donors.
+        on_missing: ``"raise"``, or ``"drop"`` to leave out the items that nothing fits and list them in ``dropped``.
+
+    Returns:
+        Item id to donor id; a dict that also has ``dropped``.
+
+    Raises:
+        DonorError: nothing fits some item (with the number of candidates after each filter), or ids repeat.
+    """
+    if on_missing not in ON_MISSING:
+        raise DonorError(f"on_missing={on_missing!r}", needed=f"one of {', '.join(map(repr, ON_MISSING))}")
+    _refuse_repeated_ids(items)
+    pool = sorted(items, key=lambda item: item.id)
+    candidates = {item.id: _candidates(item, pool, policy) for item in items}
+    lacking = [item for item in items if not candidates[item.id][-1][1]]
+    if lacking and on_missing == "raise":
+        raise _impossible(lacking, candidates, policy, len(items))
+    pairs = {name: _drawn(name, counts[-1][1], seed) for name, counts in candidates.items() if counts[-1][1]}
+    return DonorMap(pairs, tuple(item.id for item in lacking))
+
+
+def _candidates(item: Item, pool: Sequence[Item], policy: Swap) -> list[tuple[str, list[Item]]]:
+    """What is left of the pool after each filter, under the filter's name; the last is what may be drawn."""
+    filters: tuple[tuple[str, Fits], ...] = (
+        ("other items", lambda item, donor: donor.id != item.id),
+        (f"same category {item.category!r}", lambda item, donor: donor.category == item.category),
+        (f"image {policy.image}", IMAGE[policy.image]),
+        (f"donor {policy.donor}", CONTENT[policy.donor]),
+    )
+    left, stages = list(pool), []
+    for name, fits in filters:
+        left = [donor for donor in left if fits(item, donor)]
+        stages.append((name, left))
+    return stages
+
+
+def _drawn(name: str, donors: Sequence[Item], seed: int) -> str:
+    """The id of one donor, by a hash that is the same in every process."""
+    digest = hashlib.blake2b(f"{seed}|{name}".encode(), digest_size=8).digest()
+    return donors[int.from_bytes(digest, "big") % len(donors)].id
+
+
+def _refuse_repeated_ids(items: Sequence[Item]) -> None:
+    """A DonorError where two items have the same id."""
+    repeated = [name for name, count in Counter(item.id for item in items).items() if count > 1]
+    if repeated:
+        raise DonorError(
+            f"{len(repeated)} ids belong to more than one item: {', '.join(map(repr, repeated[:SHOWN]))}",
+            needed="an id of its own for each item",
+            cause="the items were made without `id`, or lists were joined",
+            fix="give each item an id",
+        )
+
+
+def _impossible(
+    lacking: Sequence[Item], candidates: Mapping[str, list[tuple[str, list[Item]]]], policy: Swap, n: int
+) -> DonorError:
+    """The error that names the items, the policy, and how many candidates each filter left."""
+    lines = []
+    for item in lacking[:SHOWN]:
+        counts = ", ".join(f"{name}: {len(left)}" for name, left in candidates[item.id])
+        unknown = " (the item's own answer is not known)" if item.answer is None and policy.donor != "any" else ""
+        lines.append(f"item {item.id!r}{unknown}: {counts}")
+    rest = f"; and {len(lacking) - SHOWN} more items" if len(lacking) > SHOWN else ""
+    no_group = policy.image == "different" and all(item.group == "" for item in lacking)
+    return DonorError(
+        f"{policy} finds no donor for {len(lacking)} of {n} items: {'; '.join(lines)}{rest}",
+        needed="at least one candidate after the last filter",
+        cause="the items have no `group`, so all count as the same image" if no_group else "too few items of this kind",
+        fix='give more items, set `group` on them, choose another policy, or pass on_missing="drop"',
+    )

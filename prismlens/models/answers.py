@@ -1,0 +1,48 @@
+"""Reading an answer out of generated tokens: where it starts, and which option it chooses; knows no model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from prismlens.models.processor import LVRProcessor
+
+_TAG = re.compile(r"<answer>\s*")
+_BARE = re.compile(r"\(?([A-Z])\)?(?![A-Za-z0-9])")
+
+
+def answer_start(processor: LVRProcessor, ids: Sequence[int]) -> int | None:
+    """Index of the first token of the answer's text.
+
+    Inside ``<answer>`` where the tag was written, else the first token that is neither a control token nor blank.
+    None where there is no such token.
+    """
+    texts = [processor.decode(ids[: i + 1]) for i in range(len(ids))]
+    tag = _TAG.search(texts[-1]) if texts else None
+    if tag is not None:
+        return next((i for i, text in enumerate(texts) if len(text) > tag.end()), None)
+    special = set(processor.tokenizer.all_special_ids)
+    return next((i for i, token in enumerate(ids) if token not in special and processor.decode([token]).strip()), None)
+
+
+def chosen_letter(text: str, letters: Sequence[str]) -> str | None:
+    """The option that a text chooses, or None where it chooses none.
+
+    The first character inside ``<answer>``; without the tag, a single letter with which the text begins.
+    """
+    tag = _TAG.search(text)
+    if tag is not None:
+        found: str | None = text[tag.end() : tag.end() + 1].upper()
+    else:
+        bare = _BARE.match(text.strip())
+        found = bare[1] if bare else None
+    return found if found in letters else None
+
+
+def letter_ids(processor: LVRProcessor, letters: Sequence[str]) -> list[tuple[int, ...]]:
+    """For each letter the ids of its one-token spellings: alone, and after a space."""
+    spelled = [
+        {tuple(processor.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (letter, f" {letter}")}
+        for letter in letters
+    ]
+    return [tuple(sorted(ids[0] for ids in forms if len(ids) == 1)) for forms in spelled]

@@ -1,0 +1,64 @@
+"""The configuration of a latent-reasoning model: Qwen2.5-VL's, plus what the latent loop needs to know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig
+
+from prismlens.errors import CheckpointError
+
+ENTRIES = ("forced", "emitted", "none")
+EXITS = ("fixed", "end_token")
+
+
+class LVRConfig(Qwen2_5_VLConfig):
+    """Qwen2.5-VL's configuration with the latent block's tokens, budget and visibility.
+
+    ``model_type`` stays ``qwen2_5_vl``: plain transformers reads the same folder as an ordinary Qwen2.5-VL.
+
+    Args:
+        lvr_start_id, lvr_id, lvr_latent_end_id, lvr_end_id: token ids of the block's markers and of the slot.
+        latent_entry: ``"forced"`` (the prompt ends with the start marker), ``"emitted"`` (the model writes it),
+            ``"none"`` (a model without latents).
+        latent_exit: ``"fixed"`` (always `latent_steps` latents) or ``"end_token"`` (leave when the logits at a
+            latent prefer an end marker; `latent_steps` is then the cap).
+        latent_steps: latents in a block.
+        latent_close: token ids that the loop itself appends after the last latent; empty when the model has to
+            decode its own end marker.
+        visibility: which queries may not see which keys, a list of ``{"query": role, "key": role, "layers": [...]}``
+            (`layers` absent: every layer).
+    """
+
+    lvr_start_id: int | None = None
+    lvr_id: int | None = None
+    lvr_latent_end_id: int | None = None
+    lvr_end_id: int | None = None
+    latent_entry: str = "forced"
+    latent_exit: str = "fixed"
+    latent_steps: int = 8
+    latent_close: list[int] | tuple[int, ...] = ()
+    visibility: list[dict[str, Any]] | tuple[dict[str, Any], ...] = ()
+
+    @property
+    def text(self) -> Qwen2_5_VLTextConfig:
+        """The language model's part."""
+        assert isinstance(self.text_config, Qwen2_5_VLTextConfig)
+        return self.text_config
+
+    def check_latents(self) -> None:
+        """Raise CheckpointError where the latent settings contradict each other or a marker's id is missing."""
+        for name, value, allowed in (
+            ("latent_entry", self.latent_entry, ENTRIES),
+            ("latent_exit", self.latent_exit, EXITS),
+        ):
+            if value not in allowed:
+                raise CheckpointError(f"config has {name} = {value!r}", needed=f"one of {', '.join(allowed)}")
+        missing = [n for n in ("lvr_start_id", "lvr_id", "lvr_end_id") if getattr(self, n) is None]
+        if self.latent_entry != "none" and missing:
+            raise CheckpointError(
+                f"config lacks {', '.join(missing)}",
+                needed="the token ids of the latent block's markers",
+                cause="the checkpoint is a plain Qwen2.5-VL, never trained with latents",
+                fix='set latent_entry to "none" to analyse it without latents',
+            )

@@ -1,0 +1,112 @@
+"""Who may attend to whom: attention masks from causality, padding and declared rules; knows no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from prismlens.errors import CheckpointError
+from prismlens.positions import Role, parse
+from prismlens.unrolled import Unrolled
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Positions of role `query` cannot attend to positions of role `key`, at `layers` (None: at every layer)."""
+
+    query: Role
+    key: Role
+    layers: tuple[int, ...] | None = None
+
+    @classmethod
+    def from_config(cls, entry: dict[str, Any]) -> Rule:
+        """Read one entry of ``LVRConfig.visibility``; an unknown field is an error."""
+        if not {"query", "key"} <= set(entry) <= {"query", "key", "layers"}:
+            raise CheckpointError(
+                f"visibility rule {entry!r}", needed='the fields "query" and "key", and optionally "layers"'
+            )
+        layers = entry.get("layers")
+        return cls(parse(entry["query"]), parse(entry["key"]), None if layers is None else tuple(layers))
+
+    def applies(self, layer: int) -> bool:
+        """Whether the rule holds at the layer."""
+        return self.layers is None or layer in self.layers
+
+
+class LayerMasks(list[Tensor]):
+    """One attention mask a decoder layer, in order; each layer takes its own."""
+
+
+def masks(
+    unrolled: Unrolled,
+    rules: Sequence[Rule],
+    *,
+    n_layers: int,
+    n_queries: int,
+    blocks: Int[Tensor, "batch pos"] | None = None,
+) -> LayerMasks:
+    """The masks for a forward over the last `n_queries` columns, one a layer, True where attention is allowed.
+
+    Args:
+        unrolled: everything so far, the queries' own columns included.
+        rules: what is hidden from whom.
+        n_layers: number of decoder layers; layers under the same rules share one tensor.
+        n_queries: how many of the last columns are queries.
+        blocks: where several questions share one prefix: the question of each column, -1 for the prefix. A column
+            sees the prefix and its own question only.
+    """
+    base = causal(unrolled.valid, n_queries)
+    if blocks is not None:
+        same = blocks[:, -n_queries:, None] == blocks[:, None, :]
+        base = base & (same | (blocks[:, None, :] < 0))
+    hidden = [(rule, _hidden(rule, unrolled, n_queries)) for rule in rules]
+    made: dict[tuple[int, ...], Tensor] = {}
+    out = LayerMasks()
+    for layer in range(n_layers):
+        key = tuple(i for i, (rule, _) in enumerate(hidden) if rule.applies(layer))
+        if key not in made:
+            made[key] = keep_self(_without(base, [hidden[i][1] for i in key]))[:, None]
+        out.append(made[key])
+    return out
+
+
+def causal(valid: Bool[Tensor, "batch pos"], n_queries: int) -> Bool[Tensor, "batch query pos"]:
+    """True where a key is no later than the query and is not padding."""
+    width = valid.shape[1]
+    columns = torch.arange(width, device=valid.device)
+    return (columns[None, :] <= columns[-n_queries:, None]) & valid[:, None, :]
+
+
+def keep_self(mask: Bool[Tensor, "batch query pos"]) -> Bool[Tensor, "batch query pos"]:
+    """Every query sees at least itself, so that padding rows do not divide by zero."""
+    queries, width = mask.shape[-2:]
+    columns = torch.arange(width, device=mask.device)
+    return mask | (columns[None, :] == columns[width - queries :, None])
+
+
+def additive(mask: Bool[Tensor, "batch 1 query pos"], dtype: torch.dtype) -> Tensor:
+    """The mask as numbers to add to attention scores: 0 where allowed, the dtype's lowest where not."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def pick_layer_mask(layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A forward pre-hook of decoder layer `layer`: replaces a `LayerMasks` by the layer's own mask."""
+    if isinstance(kwargs.get("attention_mask"), LayerMasks):
+        kwargs["attention_mask"] = kwargs["attention_mask"][layer]
+    return args, kwargs
+
+
+def _hidden(rule: Rule, unrolled: Unrolled, n_queries: int) -> Bool[Tensor, "batch query pos"]:
+    query = rule.query.mask(unrolled)[:, -n_queries:]
+    return query[:, :, None] & rule.key.mask(unrolled)[:, None, :]
+
+
+def _without(base: Tensor, hidden: list[Tensor]) -> Tensor:
+    for one in hidden:
+        base = base & ~one
+    return base

@@ -1,0 +1,49 @@
+"""Which image tokens a box covers, by the paper's rule; knows nothing of batches or roles."""
+
+from __future__ import annotations
+
+import math
+
+from prismlens.errors import RoleError
+from prismlens.types import Box
+
+MERGE = 2
+"""Fine cells (vision patches) that one image token spans along each axis."""
+
+
+def box_tokens(box: Box, grid: tuple[int, int]) -> list[int]:
+    """Row-major indices of the image tokens that a box covers, ascending.
+
+    The paper's rule, along each axis: the box is laid on the fine grid (``MERGE`` cells a token), its start rounded
+    down and its end rounded up; both are halved, the start again down and the end up. The end is exclusive.
+
+    Args:
+        box: normalised ``(x1, y1, x2, y2)``; what reaches outside 0..1 is clipped.
+        grid: rows and columns of image tokens (the merged grid).
+
+    Returns:
+        At least one index, each below ``rows * columns``.
+
+    Raises:
+        RoleError: the grid has no cell, or the box has a coordinate that is not a finite number.
+    """
+    rows, columns = grid
+    if rows < 1 or columns < 1:
+        raise RoleError(
+            f"the image grid is {rows} x {columns}",
+            needed="at least one row and one column of image tokens",
+            cause="the item has no image, or pixels were given for tokens",
+            fix="give the merged grid, e.g. (4, 4)",
+        )
+    if not all(math.isfinite(value) for value in box):
+        raise RoleError(f"the box is {box!r}", needed="four finite numbers", fix="give normalised xyxy")
+    x1, y1, x2, y2 = box
+    return [row * columns + column for row in _covered(y1, y2, rows) for column in _covered(x1, x2, columns)]
+
+
+def _covered(start: float, end: float, tokens: int) -> range:
+    """The tokens that ``start..end`` covers along one axis: never empty, never outside ``0..tokens - 1``."""
+    fine = tokens * MERGE
+    first = min(max(math.floor(start * fine) // MERGE, 0), tokens - 1)
+    stop = math.ceil(math.ceil(end * fine) / MERGE)
+    return range(first, min(max(stop, first + 1), tokens))

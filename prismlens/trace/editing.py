@@ -1,0 +1,155 @@
+"""Edits on one batch: turns them into writes of each forward, and checks afterwards that every one took effect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from prismlens.errors import EditError
+from prismlens.interventions import Context, Cut, DeleteKV, Edit, Structural
+from prismlens.models.visibility import Rule
+from prismlens.positions import answer, resolve
+from prismlens.sites import LATENT, Site, expand
+from prismlens.trace.forward import Write
+from prismlens.trace.reference import Reference
+from prismlens.unrolled import Segment, Unrolled
+
+References = Mapping[tuple[Edit, str], Reference]
+"""Clean values by edit and site name."""
+
+
+@dataclass(eq=False)
+class BatchEdits:
+    """The edits of one batch while it runs.
+
+    Args:
+        edits: in the order in which they apply.
+        n_layers: of the model.
+        references: clean values for the edits that need them.
+        donors: item id -> donor id, by edit.
+    """
+
+    edits: Sequence[Edit]
+    n_layers: int
+    references: References = field(default_factory=dict)
+    donors: Mapping[Edit, Mapping[str, str]] = field(default_factory=dict)
+    touched: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+
+    def rules(self) -> tuple[Rule, ...]:
+        """The structural edits as visibility rules."""
+        return tuple(_rule(edit) for edit in self.edits if isinstance(edit.op, Structural))
+
+    def writes(self, run: Unrolled, n_queries: int) -> list[Write]:
+        """What to change in a forward over the last `n_queries` columns."""
+        out = []
+        for number, edit in enumerate(self.edits):
+            if isinstance(edit.op, Structural):
+                continue
+            mask = edit.positions.mask(run)
+            now = mask[:, -n_queries:]
+            for site in expand(edit.site, self.n_layers):
+                reachable = now & (run.segments[:, -n_queries:] == Segment.LATENT) if site.name == LATENT else now
+                if bool(reachable.any()):
+                    self._note(number, site, reachable, run.shape[1])
+                    out.append(self._write(edit, site, reachable, mask, run))
+        return out
+
+    def audit(self, run: Unrolled, n_run: int) -> None:
+        """Raise EditError or RoleError where what was changed is not what the edit's role names.
+
+        Args:
+            run: the finished sequences.
+            n_run: how many columns were actually run (a closing end token is not).
+        """
+        for number, edit in enumerate(self.edits):
+            if isinstance(edit.op, Structural):
+                if isinstance(edit.op, DeleteKV):
+                    resolve(edit.positions, run)
+                continue
+            resolve(edit.positions, run)
+            wanted = edit.positions.mask(run)[:, :n_run]
+            for site in expand(edit.site, self.n_layers):
+                done = _widen(self.touched.get((number, site.name)), wanted)
+                if not torch.equal(done, wanted):
+                    raise _missed(edit, site, run, wanted & ~done, done & ~wanted)
+
+    def _note(self, number: int, site: Site, mask: Tensor, width: int) -> None:
+        """Remember which columns an edit reached."""
+        before = self.touched.get((number, site.name))
+        start = torch.zeros(len(mask), width - mask.shape[1], dtype=torch.bool, device=mask.device)
+        if before is not None:
+            start[:, : before.shape[1]] = before
+        self.touched[number, site.name] = torch.cat((start, mask), 1)
+
+    def _write(self, edit: Edit, site: Site, now: Tensor, mask: Tensor, run: Unrolled) -> Write:
+        """The write of one edit at one site."""
+        n_queries = now.shape[1]
+        rows, columns = now.nonzero(as_tuple=True)
+        columns = columns + run.shape[1] - n_queries
+        context = self._context(edit, site, run, rows, columns, mask.long().cumsum(1) - 1)
+
+        def change(values: Tensor, selected: Bool[Tensor, "batch query"]) -> Tensor:
+            return edit.op(values, context)  # type: ignore[operator]
+
+        return Write(site, now, change)
+
+    def _context(
+        self,
+        edit: Edit,
+        site: Site,
+        run: Unrolled,
+        rows: Int[Tensor, " n"],
+        columns: Int[Tensor, " n"],
+        ordinals: Tensor,
+    ) -> Context:
+        """What the operation may know about the selected positions, in their order."""
+        ids = tuple(run.items[row].id for row in rows.tolist())
+        reference = self.references.get((edit, site.name))
+        donors = None
+        if reference is not None and edit in self.donors:
+            which = ordinals[rows, columns].tolist()
+            chosen = self.donors[edit]
+            donors = torch.stack([reference.donor(i, chosen[i], k) for i, k in zip(ids, which, strict=True)])
+        return Context(
+            item_ids=ids,
+            steps=run.steps[rows, columns],
+            std=None if reference is None else reference.std,
+            mean=None if reference is None else reference.mean,
+            donors=donors,
+            seed=edit.seed,
+            offsets=(run.valid.long().cumsum(1) - 1)[rows, columns],
+        )
+
+
+def _rule(edit: Edit) -> Rule:
+    """The visibility rule of a structural edit."""
+    if isinstance(edit.op, Cut):
+        return Rule(edit.op.by, edit.op.to, edit.op.layers)
+    assert isinstance(edit.op, DeleteKV)
+    return Rule(answer, edit.positions)
+
+
+def _widen(mask: Tensor | None, like: Tensor) -> Tensor:
+    """The mask, cut or extended with False to the width of `like`."""
+    out = torch.zeros_like(like)
+    if mask is not None:
+        width = min(mask.shape[1], like.shape[1])
+        out[:, :width] = mask[:, :width]
+    return out
+
+
+def _missed(edit: Edit, site: Site, run: Unrolled, missed: Tensor, extra: Tensor) -> EditError:
+    """The error for an edit that reached other positions than its role names."""
+    ids = [run.items[row].id for row in (missed | extra).any(1).nonzero().flatten().tolist()]
+    return EditError(
+        f"{edit} at {site.name} missed {int(missed.sum())} positions and changed {int(extra.sum())} others "
+        f"in {len(ids)} items: {', '.join(ids[:5])}",
+        needed="a role whose positions are known while the model is still writing, at a site that they pass",
+        cause="the role depends on what comes later (answer.first, latent.source, a negative index), "
+        "or hook_latent was asked for at positions that are not latents",
+        fix="choose positions counted from the start, or another site",
+    )

@@ -1,0 +1,229 @@
+"""The model users hold: generate, run_with_cache, and edited views that share its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from nnsight import NNsight
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from prismlens.cache import ActivationCache
+from prismlens.errors import EditError, ItemError, SettingError
+from prismlens.interventions import Edit, Swap, match_donors
+from prismlens.models.loop import LoopSettings
+from prismlens.models.lvr import LVRForConditionalGeneration
+from prismlens.models.processor import LVRProcessor
+from prismlens.positions import Role, resolve
+from prismlens.sites import expand
+from prismlens.trace.batch import Engine, every_position, replay_batch, run_batch
+from prismlens.trace.editing import BatchEdits
+from prismlens.trace.names import NamesFilter, matching_names
+from prismlens.trace.reference import Reference
+from prismlens.trace.run import Run, merge_runs
+from prismlens.types import Item
+from prismlens.unrolled import take
+
+
+@dataclass(eq=False)
+class PrismModel:
+    """A latent-reasoning model, its processor, and the edits that apply to every run.
+
+    Args:
+        hf: the transformers model, on its device, in eval mode.
+        processor: turns items into prompts.
+        name: how the model was asked for.
+        revision: hash of its weights, for manifests.
+        edits: in the order in which they apply; see `edited`.
+        batch_size: items a batch. Float results depend on it in their last bits, so manifests record it.
+        max_new_tokens: text tokens after the latents.
+    """
+
+    hf: LVRForConditionalGeneration
+    processor: LVRProcessor
+    name: str
+    revision: str = ""
+    edits: tuple[Edit, ...] = ()
+    batch_size: int = 50
+    max_new_tokens: int = 32
+    _base: PrismModel | None = field(default=None, repr=False)
+    _wrapper: NNsight | None = field(default=None, repr=False)
+    _opened: list[tuple[Edit, ...]] = field(default_factory=list, repr=False)
+
+    @property
+    def engine(self) -> Engine:
+        """The model with its nnsight wrapper, which is made at first use and shared by all views."""
+        owner = self._base or self
+        if owner._wrapper is None:
+            owner._wrapper = NNsight(self.hf)
+        return Engine(self.hf, owner._wrapper, self.processor)
+
+    @property
+    def active_edits(self) -> tuple[Edit, ...]:
+        """The view's own edits, then those of every context that is open on it."""
+        return (*self.edits, *(edit for opened in self._opened for edit in opened))
+
+    def edited(self, *edits: Edit) -> PrismModel:
+        """A view with these edits applied after the ones it has: same weights, same methods, the original untouched.
+
+        The view is also a context manager: while it is open, the original runs with the edits too.
+
+        Raises:
+            SiteError, EditError: an edit cannot apply to this model, or the edits' modes differ.
+        """
+        every = (*self.active_edits, *edits)
+        for edit in every:
+            expand(edit.site, self.hf.n_layers)
+        _one_mode(every)
+        return replace(self, edits=every, _base=self._base or self, _opened=[])
+
+    def clean(self) -> PrismModel:
+        """The same model without edits."""
+        return replace(self, edits=(), _base=self._base or self, _opened=[])
+
+    def __enter__(self) -> PrismModel:
+        if self._base is None:
+            raise EditError(
+                "a model without edits was opened as a context", needed="a view", fix="use corrupt(model, ...)"
+            )
+        _one_mode((*self._base.active_edits, *self.edits))
+        self._base._opened.append(self.edits)
+        return self._base
+
+    def __exit__(self, *exc: object) -> None:
+        assert self._base is not None
+        self._base._opened.pop()
+
+    def generate(
+        self,
+        items: Sequence[Item],
+        *,
+        latent_steps: int | None = None,
+        max_new_tokens: int | None = None,
+        reference: Run | None = None,
+        progress: bool = False,
+    ) -> Run:
+        """Run items and return what came out.
+
+        Free edits act while the model unrolls its own latents. Under held edits the latents of a clean run are fed
+        instead, and the text is decoded anew after them.
+
+        Args:
+            items: any number; they run in batches of `batch_size`, in order.
+            latent_steps: another latent budget than the checkpoint's.
+            max_new_tokens: text tokens after the latents.
+            reference: a clean run of the same items, where edits need one; it is made when it is not given.
+            progress: show a bar.
+
+        Raises:
+            ItemError: no items, or two with the same id.
+        """
+        items = checked_items(items)
+        settings = self.settings(latent_steps, max_new_tokens)
+        edits = self.active_edits
+        if _needs_reference(edits) and reference is None:
+            reference = self.clean().generate(items, latent_steps=latent_steps, max_new_tokens=max_new_tokens)
+        shared = self._prepared(edits, items, reference)
+        held = any(edit.mode == "held" for edit in edits)
+        runs = []
+        for start in tqdm(
+            range(0, len(items), self.batch_size), desc=self.name, disable=not progress, unit="batch", leave=False
+        ):
+            rows = slice(start, start + self.batch_size)
+            latents = reference.latents[rows] if held and reference is not None else None
+            fresh = replace(shared, touched={})
+            runs.append(run_batch(self.engine, self.processor(items[rows]), settings, fresh, latents))
+        donors = tuple(dict(shared.donors[edit]) for edit in edits if edit in shared.donors)
+        return replace(merge_runs(runs), donors=donors)
+
+    def run_with_cache(
+        self,
+        items: Sequence[Item],
+        names_filter: NamesFilter = None,
+        *,
+        positions: Role | None = None,
+        run: Run | None = None,
+    ) -> tuple[Tensor, ActivationCache]:
+        """Run the items, then replay the finished sequences in one forward and keep activations.
+
+        Args:
+            items: the items.
+            names_filter: which sites to keep; see `NamesFilter`.
+            positions: a role; every position that is not padding by default.
+            run: a finished run of the same items under the same edits, to replay instead of running again.
+
+        Returns:
+            Logits at the selected positions, and the cache: ``[batch, pos, ...]`` where every item has equally many
+            selected positions, else ``[n, ...]``.
+
+        Raises:
+            PrismlensError: the replay's states differ from those of the run by more than rounding.
+        """
+        items = checked_items(items)
+        run = run or self.generate(items)
+        names = matching_names(names_filter, self.hf.n_layers)
+        if not int(run.steps_taken.max()):
+            names = [name for name in names if name != "hook_latent"]
+        edits = self.active_edits
+        reference = self.clean().generate(items) if _needs_reference(edits) else None
+        shared = self._prepared(edits, items, reference)
+        kept: dict[str, list[Tensor]] = {name: [] for name in (*names, "logits")}
+        for start in range(0, len(items), self.batch_size):
+            part = take(run.unrolled, slice(start, start + self.batch_size))
+            values, logits = replay_batch(self.engine, part, replace(shared, touched={}), names, positions)
+            for name, value in (*values.items(), ("logits", logits)):
+                kept[name].append(value)
+        where = every_position(run.unrolled) if positions is None else resolve(positions, run.unrolled)
+        flat = {name: torch.cat(parts) for name, parts in kept.items()}
+        with_logits = ActivationCache({"logits": flat.pop("logits")}, where, run.unrolled)
+        return with_logits["logits"], ActivationCache(flat, where, run.unrolled)
+
+    def settings(self, latent_steps: int | None = None, max_new_tokens: int | None = None) -> LoopSettings:
+        """The loop's settings for this checkpoint.
+
+        Raises:
+            SettingError: a budget below 1, or a checkpoint without an end-of-sequence token.
+        """
+        generation = self.hf.generation_config
+        eos = getattr(generation, "eos_token_id", None) or self.hf.config.text.eos_token_id
+        ids = [eos] if isinstance(eos, int) else list(eos or [])
+        if not ids:
+            raise SettingError("the checkpoint names no end-of-sequence token", needed="eos_token_id in its config")
+        tokens = self.max_new_tokens if max_new_tokens is None else max_new_tokens
+        return LoopSettings.of(self.hf.config, ids, latent_steps=latent_steps, max_new_tokens=tokens)
+
+    def _prepared(self, edits: tuple[Edit, ...], items: Sequence[Item], reference: Run | None) -> BatchEdits:
+        """Donors, and clean values of the sites that the edits need, measured over all items."""
+        references: dict[tuple[Edit, str], Reference] = {}
+        donors = {edit: match_donors(items, edit.op, seed=edit.seed) for edit in edits if isinstance(edit.op, Swap)}
+        for edit in edits:
+            if edit.op.needs:
+                names = [one.name for one in expand(edit.site, self.hf.n_layers)]
+                _, cache = self.clean().run_with_cache(items, names, positions=edit.positions, run=reference)
+                references |= {(edit, name): Reference.of(cache, name) for name in names}
+        return BatchEdits(edits, self.hf.n_layers, references, donors)
+
+
+def checked_items(items: Sequence[Item]) -> Sequence[Item]:
+    """The items, or an ItemError where there are none or two share an id."""
+    ids = [item.id for item in items]
+    repeated = sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []
+    if not ids or repeated:
+        raise ItemError(
+            f"{len(ids)} items" + (f", of which several share the id {repeated[0]!r}" if repeated else ""),
+            needed="at least one item, each with its own id",
+            fix="pass a list through load_items, which fills in missing ids",
+        )
+    return items
+
+
+def _needs_reference(edits: Sequence[Edit]) -> bool:
+    return any(edit.op.needs or edit.mode == "held" for edit in edits)
+
+
+def _one_mode(edits: Sequence[Edit]) -> None:
+    modes = sorted({edit.mode for edit in edits})
+    if len(modes) > 1:
+        raise EditError(f"edits of the modes {' and '.join(modes)} together", needed="one mode for all edits")

@@ -1,0 +1,79 @@
+"""What a run gives back: texts, choices, latents, sequences, and the probabilities of the options; frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from prismlens.types import Item
+from prismlens.unrolled import Unrolled, concatenate
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished run of some items, in their order.
+
+    Args:
+        unrolled: the whole sequences.
+        text: what each item's model wrote after the latents, control tokens left out.
+        choice: the letter chosen, None where the text chooses none.
+        option_logprobs: log-probability of each option's letter where the answer starts, ``[batch, option]``; -inf
+            beyond the item's own options, NaN where the model wrote no answer.
+        donors: item id -> donor id, for each edit that swaps, in the order of the edits.
+    """
+
+    unrolled: Unrolled
+    text: tuple[str, ...]
+    choice: tuple[str | None, ...]
+    option_logprobs: Float[Tensor, "batch option"]
+    donors: tuple[dict[str, str], ...] = ()
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """The items, in the order of the rows."""
+        return self.unrolled.items
+
+    @property
+    def latents(self) -> Float[Tensor, "batch step d_model"]:
+        """The model's own latents before any edit, zero-padded over steps (see `steps_taken`)."""
+        return self.unrolled.latents
+
+    @property
+    def steps_taken(self) -> Int[Tensor, " batch"]:
+        """How many latents each item's model emitted; 0 where it never entered latent mode."""
+        return self.unrolled.n_latents
+
+    @property
+    def correct(self) -> tuple[bool | None, ...]:
+        """Whether the choice is the item's answer; None where the answer is not known."""
+        pairs = zip(self.choice, self.items, strict=True)
+        return tuple(None if item.answer is None else choice == item.answer for choice, item in pairs)
+
+    @property
+    def without_latents(self) -> tuple[str, ...]:
+        """Ids of the items whose model never entered latent mode."""
+        return tuple(item.id for item, n in zip(self.items, self.steps_taken.tolist(), strict=True) if n == 0)
+
+
+def merge_runs(runs: Sequence[Run]) -> Run:
+    """Runs of consecutive batches as one run."""
+    width = max(run.option_logprobs.shape[1] for run in runs)
+    padded = [_widened(run.option_logprobs, width) for run in runs]
+    return Run(
+        concatenate([run.unrolled for run in runs]),
+        tuple(text for run in runs for text in run.text),
+        tuple(choice for run in runs for choice in run.choice),
+        torch.cat(padded),
+        runs[0].donors,
+    )
+
+
+def _widened(logprobs: Float[Tensor, "batch option"], width: int) -> Float[Tensor, "batch width"]:
+    """More options: -inf, but NaN in rows without an answer."""
+    wide = F.pad(logprobs, (0, width - logprobs.shape[1]), value=float("-inf"))
+    return wide.masked_fill(logprobs.isnan().any(1, keepdim=True), float("nan"))

@@ -1,0 +1,107 @@
+"""Donors: what every match obeys, that it does not depend on order, and the errors where nothing fits."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from PIL import Image
+
+from prismlens.errors import DonorError
+from prismlens.interventions import Swap, match_donors
+from prismlens.types import Item
+
+PICTURE = Image.new("RGB", (28, 28))
+COLOURS = ("red", "green", "blue", "grey", "pink")
+
+
+def made(n: int = 60) -> list[Item]:
+    """Items in two categories, two a group, the right option at a letter that has nothing to do with its content."""
+    draw = random.Random(0)
+    items = []
+    for i in range(n):
+        options = tuple(draw.sample(COLOURS, 3))
+        letter, category = draw.choice("ABC"), ("colour", "place")[i % 4 // 2]
+        items.append(Item(PICTURE, "?", options, letter, group=f"g{i // 2}", category=category, id=f"item-{i}"))
+    return items
+
+
+POLICIES = [
+    Swap(donor, image)
+    for donor in ("any", "different-answer", "same-answer", "answer-in-options")
+    for image in ("different", "any")
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_every_match_obeys_the_policy(policy: Swap) -> None:
+    items = {item.id: item for item in made()}
+    donors = match_donors(list(items.values()), policy, seed=0)
+    assert list(donors) == list(items)
+    assert donors.dropped == ()
+    for name, other in donors.items():
+        item, donor = items[name], items[other]
+        assert donor.id != item.id
+        assert donor.category == item.category
+        assert policy.image == "any" or donor.group != item.group
+        assert policy.donor != "different-answer" or donor.content != item.content
+        assert policy.donor != "same-answer" or donor.content == item.content
+        assert policy.donor != "answer-in-options" or donor.content in {*item.options} - {item.content}
+
+
+def test_answers_are_compared_by_content_not_by_letter() -> None:
+    def item(name: str, options: tuple[str, ...], letter: str) -> Item:
+        return Item(PICTURE, "?", options, letter, group=name, category="c", id=name)
+
+    same = [item("x", ("red", "blue"), "A"), item("y", ("blue", "red"), "B"), item("z", ("grey", "pink"), "A")]
+    assert match_donors(same[:2], Swap("same-answer"), seed=0) == {"x": "y", "y": "x"}
+    assert match_donors(same, Swap("different-answer"), seed=0)["x"] == "z"
+    with pytest.raises(DonorError, match="item 'x'"):
+        match_donors([same[0], same[2]], Swap("answer-in-options"), seed=0)
+
+
+def test_the_order_of_the_items_changes_nothing() -> None:
+    items = made()
+    shuffled = random.Random(1).sample(items, len(items))
+    assert match_donors(items, Swap(), seed=3) == match_donors(shuffled, Swap(), seed=3)
+
+
+def test_the_seed_changes_the_donors_and_all_are_drawn() -> None:
+    items = made(12)
+    assert match_donors(items, Swap(), seed=0) != match_donors(items, Swap(), seed=1)
+    drawn = Counter(match_donors(items, Swap(), seed=seed)["item-0"] for seed in range(400))
+    assert set(drawn) == {"item-4", "item-5", "item-8", "item-9"}
+    assert min(drawn.values()) > 60  # expected 100, standard deviation 8.7
+
+
+def test_an_impossible_match_names_item_policy_and_counts() -> None:
+    items = made(8)
+    lonely = Item(PICTURE, "?", ("x", "y"), "A", group="g0", category="colour", id="lonely")
+    with pytest.raises(DonorError) as caught:
+        match_donors([*items, lonely], Swap("same-answer"), seed=0)
+    text = str(caught.value)
+    assert "Swap(donor='same-answer', image='different')" in text
+    assert "item 'lonely': other items: 8, same category 'colour': 4, image different: 2, donor same-answer: 0" in text
+
+
+def test_drop_leaves_out_and_reports() -> None:
+    items = made(20)
+    lonely = Item(PICTURE, "?", ("x", "y"), "A", group="g", category="other", id="lonely")
+    donors = match_donors([lonely, *items], Swap(), seed=0, on_missing="drop")
+    assert donors.dropped == ("lonely",)
+    assert set(donors) == {item.id for item in items}
+
+
+def test_unknown_answers_missing_groups_and_repeated_ids_are_named() -> None:
+    unknown = [Item(PICTURE, "?", id=name, group=name) for name in "ab"]
+    assert match_donors(unknown, Swap(), seed=0) == {"a": "b", "b": "a"}
+    for donor in ("same-answer", "different-answer"):
+        with pytest.raises(DonorError, match="the item's own answer is not known"):
+            match_donors(unknown, Swap(donor), seed=0)
+    with pytest.raises(DonorError, match="have no `group`, so all count as the same image"):
+        match_donors([Item(PICTURE, "?", id=name) for name in "ab"], Swap(), seed=0)
+    with pytest.raises(DonorError, match="1 ids belong to more than one item: ''"):
+        match_donors([Item(PICTURE, "?"), Item(PICTURE, "?")], Swap(), seed=0)
+    with pytest.raises(DonorError, match="on_missing='skip'"):
+        match_donors(unknown, Swap(), seed=0, on_missing="skip")
