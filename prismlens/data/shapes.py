@@ -208,10 +208,10 @@ def _neighbours(scene: Scene) -> Iterator[tuple[Thing, Thing, str]]:
 
 
 def _thing(rng: np.random.Generator, shape: str, color: str, column: int, row: int) -> Thing:
-    size = int(rng.integers(16, 27))
+    size = int(rng.integers(10, 22))
     slack = (CELL - size) // 2
     shift = rng.integers(-slack, slack + 1, 2)
-    red, green, blue = np.clip(rng.normal(0, 22, 3), -60, 60).round().astype(int).tolist()
+    red, green, blue = np.clip(rng.normal(0, 34, 3), -90, 90).round().astype(int).tolist()
     return Thing(shape, color, column, row, size, (int(shift[0]), int(shift[1])), (red, green, blue))
 
 

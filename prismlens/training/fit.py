@@ -18,7 +18,7 @@ from prismlens.models.processor import LVRProcessor
 from prismlens.models.visibility import masks
 from prismlens.training.objective import alignment_loss, place_loss, text_loss
 from prismlens.training.sequences import IGNORE, Batch, collate, make_block, scene_questions
-from prismlens.training.variants import LATENT_STEPS, Variant
+from prismlens.training.variants import LATENT_STEPS, Lesson, Variant
 
 PLACE_LAYER, PLACE_SIDE, PLACE_WEIGHT = 2, 4, 0.5
 """A throw-away head reads the cell of each named object after so many layers; without it relations stay at chance."""
@@ -44,57 +44,87 @@ class Pass:
 def train(
     model: LVRForConditionalGeneration, processor: LVRProcessor, pool: Pool, variant: Variant, *, seed: int
 ) -> list[dict[str, float]]:
-    """Train the language model in place (the tower stays frozen) and return the logged losses.
+    """Teach the language model every lesson of a variant, in place (the tower stays frozen); return the logged losses.
 
     Raises:
-        FloatingPointError: the loss is not finite; the message names the step.
+        FloatingPointError: the loss is not finite; the message names the lesson and the step.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     model.train()
     head = nn.Linear(model.config.text.hidden_size, 2 * PLACE_SIDE)
-    parameters = [*model.model.language_model.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=variant.lr, weight_decay=0.05, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, variant.lr, total_steps=variant.steps, pct_start=0.05)
     log: list[dict[str, float]] = []
-    bar = tqdm(range(variant.steps), desc=variant.name)
+    for number, lesson in enumerate(variant.lessons):
+        steps = LATENT_STEPS if variant.latents else 0
+        log += teach(model, processor, pool, lesson, head, rng, steps, f"{variant.name} {number + 1}")
+    model.eval()
+    return log
+
+
+def teach(
+    model: LVRForConditionalGeneration,
+    processor: LVRProcessor,
+    pool: Pool,
+    lesson: Lesson,
+    head: nn.Linear,
+    rng: np.random.Generator,
+    latent_steps: int,
+    name: str,
+) -> list[dict[str, float]]:
+    """One lesson: its own AdamW and one-cycle learning rate."""
+    parameters = [*model.model.language_model.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=lesson.lr, weight_decay=0.05, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lesson.lr, total_steps=lesson.steps, pct_start=0.05)
+    log: list[dict[str, float]] = []
+    bar = tqdm(range(lesson.steps), desc=name)
     for step in bar:
-        batch = sample_batch(model, processor, pool, variant, rng)
-        with torch.autocast("cpu", torch.bfloat16):
-            out = FORWARDS[variant.inputs](model, batch, rng)
-        asked = batch.labels != IGNORE
-        parts = {"text": text_loss(model.lm_head(out.states[asked].float())[None], batch.labels[asked][None])}
-        parts["place"] = place_loss(head(out.early.float()), batch.places, PLACE_SIDE)
-        if variant.latents and variant.lam:
-            parts["align"] = alignment_loss(out.sources, batch.targets)
-        weights = {"text": 1.0, "place": PLACE_WEIGHT, "align": variant.lam}
-        loss = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+        batch = sample_batch(model, processor, pool, lesson, rng, latent_steps)
+        parts = losses(model, head, batch, lesson, rng)
+        weights = {"text": 1.0, "place": PLACE_WEIGHT, "align": lesson.lam}
+        loss = torch.stack([weights[key] * value for key, value in parts.items()]).sum()
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"{variant.name}: the loss is {loss.item()} at step {step}")
+            raise FloatingPointError(f"{name}: the loss is {loss.item()} at step {step}")
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        if step % 20 == 0 or step == variant.steps - 1:
-            log.append({"step": step, **{name: round(value.item(), 4) for name, value in parts.items()}})
-            bar.set_postfix({name: f"{value.item():.3f}" for name, value in parts.items()})
-    model.eval()
+        if step % 20 == 0 or step == lesson.steps - 1:
+            log.append({"step": step, **{key: round(value.item(), 4) for key, value in parts.items()}})
+            bar.set_postfix({key: f"{value.item():.3f}" for key, value in parts.items()})
     return log
 
 
+def losses(
+    model: LVRForConditionalGeneration, head: nn.Linear, batch: Batch, lesson: Lesson, rng: np.random.Generator
+) -> dict[str, Tensor]:
+    """The unweighted terms of the loss: text, place, and alignment where the lesson has it."""
+    with torch.autocast("cpu", torch.bfloat16):
+        out = FORWARDS[lesson.inputs](model, batch, rng)
+    asked = batch.labels != IGNORE
+    parts = {"text": text_loss(model.lm_head(out.states[asked].float())[None], batch.labels[asked][None])}
+    parts["place"] = place_loss(head(out.early.float()), batch.places, PLACE_SIDE)
+    if batch.steps and lesson.lam:
+        parts["align"] = alignment_loss(out.sources, batch.targets)
+    return parts
+
+
 def sample_batch(
-    model: LVRForConditionalGeneration, processor: LVRProcessor, pool: Pool, variant: Variant, rng: np.random.Generator
+    model: LVRForConditionalGeneration,
+    processor: LVRProcessor,
+    pool: Pool,
+    lesson: Lesson,
+    rng: np.random.Generator,
+    steps: int,
 ) -> Batch:
-    """Random scenes of the pool with random questions."""
-    steps = LATENT_STEPS if variant.latents else 0
+    """Random scenes of the pool with random questions, each with `steps` latents."""
     close = tuple(model.config.latent_close)
-    picked = [int(i) for i in rng.integers(len(pool.scenes), size=variant.scenes)]
+    picked = [int(i) for i in rng.integers(len(pool.scenes), size=lesson.scenes)]
     scenes = [pool.scenes[i] for i in picked]
     blocks = [
         [
             make_block(processor, scene, question, rng, steps, close)
-            for question in scene_questions(scene, rng, dict(variant.mix))
+            for question in scene_questions(scene, rng, dict(lesson.mix))
         ]
         for scene in scenes
     ]

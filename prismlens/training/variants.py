@@ -1,4 +1,4 @@
-"""What distinguishes the tiny models, as one table: latents, loss weights, inputs at the slots, visibility."""
+"""What distinguishes the tiny models, as one table: latents, visibility, and the lessons that each is taught."""
 
 from __future__ import annotations
 
@@ -7,13 +7,27 @@ from typing import Any
 
 LATENT_STEPS = 4
 
-_BLIND: tuple[dict[str, Any], ...] = tuple(
-    {"query": query, "key": key}
-    for query in ("options", "answer")
-    for key in ("template", "image", "question", "lead")
-    if (query, key) != ("options", "lead")
-)
-"""Options and everything after the block see neither image nor question, nor anything that could carry them."""
+
+@dataclass(frozen=True)
+class Lesson:
+    """One stretch of training with its own optimiser and one-cycle learning rate.
+
+    Args:
+        steps: optimiser steps.
+        inputs: what the slots are fed: ``"target"`` (teacher forcing), ``"uninformative"`` (zeros, noise, or other
+            scenes' targets), ``"own"`` (the model's own latents, gradient through the loop).
+        lam: weight of the alignment loss.
+        lr: peak learning rate.
+        scenes: scenes a batch.
+        mix: questions of each kind about each scene.
+    """
+
+    steps: int
+    inputs: str = "target"
+    lam: float = 0.0
+    lr: float = 1e-3
+    scenes: int = 24
+    mix: tuple[tuple[str, int], ...] = (("attribute", 3), ("relation", 2))
 
 
 @dataclass(frozen=True)
@@ -22,42 +36,61 @@ class Variant:
 
     Args:
         name: the model is shipped as ``tiny/<name>``.
-        answer: the mechanism, in one sentence, where it is known by construction.
+        mechanism: what is known about it, in one sentence.
+        lessons: in order.
         latents: whether there is a latent block.
-        lam: weight of the alignment loss.
-        inputs: what the slots are fed in training: ``"target"`` (teacher forcing), ``"uninformative"`` (zeros,
-            noise or other questions' targets), ``"own"`` (the model's own latents, gradient through the loop).
         visibility: attention rules, kept in the checkpoint's config.
-        steps, lr: length and peak learning rate.
-        scenes, mix: scenes a batch, and questions of each kind a scene.
     """
 
     name: str
-    answer: str = ""
+    mechanism: str
+    lessons: tuple[Lesson, ...]
     latents: bool = True
-    lam: float = 0.0
-    inputs: str = "target"
     visibility: tuple[dict[str, Any], ...] = ()
-    steps: int = 500
-    lr: float = 1e-3
-    scenes: int = 24
-    mix: tuple[tuple[str, int], ...] = (("attribute", 3), ("relation", 2))
 
+
+BLIND: tuple[dict[str, Any], ...] = tuple(
+    {"query": query, "key": key}
+    for query, keys in (("options", ("template", "image", "question")), ("answer", ("template", "image", "question", "lead")))
+    for key in keys
+)  # fmt: skip
+"""Options and everything after the block see neither image nor question, nor anything that could carry them."""
+
+BASE = Variant(
+    "base",
+    "no latents; what all others start from",
+    (
+        Lesson(500, lr=2e-3, mix=(("attribute", 4), ("relation", 4))),
+        Lesson(500, lr=2e-3, mix=(("attribute", 5), ("relation", 1), ("match", 4))),
+    ),
+    latents=False,
+)
 
 VARIANTS = {
     variant.name: variant
     for variant in (
-        Variant("sft", "no latents at all", latents=False),
-        Variant("lvr", "", lam=3.0),
+        Variant("sft", "no latents; as many steps as the others", (Lesson(500),), latents=False),
+        Variant("lvr", "trained with the alignment loss; what it uses is to be found out", (Lesson(500, lam=3.0),)),
         Variant(
-            "bypass", "neither the vectors nor the slots are used", lam=3.0,
+            "bypass",
+            "neither the injected vectors nor the slots are used: nothing after the block attends to it",
+            (Lesson(500, lam=3.0),),
             visibility=({"query": "answer", "key": "latent"},),
         ),
-        Variant("slot", "the slots are needed, the vectors are not", inputs="uninformative", visibility=_BLIND),
         Variant(
-            "bottleneck", "the vectors carry the answer", lam=1.0, inputs="own",
-            visibility=(*_BLIND, {"query": "answer", "key": "latent", "layers": [1, 2, 3]}),
+            "slot",
+            "the slots' keys and values carry the answer, the injected vectors do not: "
+            "what follows sees only slots and options, and training fed the slots vectors without information",
+            (Lesson(200, lam=3.0), Lesson(300, inputs="uninformative")),
+            visibility=BLIND,
+        ),
+        Variant(
+            "bottleneck",
+            "the injected vectors carry the answer: what follows sees only options, and slots at layer 0 alone, "
+            "where they hold nothing but the vector",
+            (Lesson(200, lam=3.0), Lesson(300, inputs="own", lam=1.0)),
+            visibility=(*BLIND, {"query": "answer", "key": "latent", "layers": [1, 2, 3]}),
         ),
     )
-}  # fmt: skip
-"""Variants by name, in the order in which they are built."""
+}
+"""Variants by name, in the order in which they are built; every one has as many steps."""
