@@ -49,11 +49,8 @@ class Variant:
     visibility: tuple[dict[str, Any], ...] = ()
 
 
-BLIND: tuple[dict[str, Any], ...] = tuple(
-    {"query": query, "key": key}
-    for query, keys in (("options", ("template", "image", "question")), ("answer", ("template", "image", "question", "lead")))
-    for key in keys
-)  # fmt: skip
+_HIDDEN = {"options": ("template", "image", "question"), "answer": ("template", "image", "question", "lead")}
+BLIND: tuple[dict[str, Any], ...] = tuple({"query": q, "key": k} for q, keys in _HIDDEN.items() for k in keys)
 """Options and everything after the block see neither image nor question, nor anything that could carry them."""
 
 BASE = Variant(
@@ -69,26 +66,26 @@ BASE = Variant(
 VARIANTS = {
     variant.name: variant
     for variant in (
-        Variant("sft", "no latents; as many steps as the others", (Lesson(500),), latents=False),
-        Variant("lvr", "trained with the alignment loss; what it uses is to be found out", (Lesson(500, lam=3.0),)),
+        Variant("sft", "no latents; as many steps as the others", (Lesson(600),), latents=False),
+        Variant("lvr", "trained with the alignment loss; what it uses is to be found out", (Lesson(600, lam=3.0),)),
         Variant(
             "bypass",
             "neither the injected vectors nor the slots are used: nothing after the block attends to it",
-            (Lesson(500, lam=3.0),),
+            (Lesson(600, lam=3.0),),
             visibility=({"query": "answer", "key": "latent"},),
         ),
         Variant(
             "slot",
             "the slots' keys and values carry the answer, the injected vectors do not: "
             "what follows sees only slots and options, and training fed the slots vectors without information",
-            (Lesson(200, lam=3.0), Lesson(300, inputs="uninformative")),
+            (Lesson(200, lam=3.0), Lesson(400, inputs="uninformative")),
             visibility=BLIND,
         ),
         Variant(
             "bottleneck",
             "the injected vectors carry the answer: what follows sees only options, and slots at layer 0 alone, "
             "where they hold nothing but the vector",
-            (Lesson(200, lam=3.0), Lesson(300, inputs="own", lam=1.0)),
+            (Lesson(600, inputs="own", lam=1.0),),
             visibility=(*BLIND, {"query": "answer", "key": "latent", "layers": [1, 2, 3]}),
         ),
     )
