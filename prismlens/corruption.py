@@ -12,8 +12,9 @@ import pandas as pd
 import prismlens.stats as stats
 from prismlens.errors import ResultsError
 from prismlens.experiment import CLEAN, run_conditions
-from prismlens.interventions import DeleteKV, Edit, Identity, Noise, Swap, Zero
+from prismlens.interventions import Cut, DeleteKV, Edit, Identity, Mean, Noise, Structural, Swap, Zero
 from prismlens.results import Results
+from prismlens.sites import LATENT
 from prismlens.trace import PrismModel
 from prismlens.types import Item
 
@@ -21,7 +22,16 @@ MARGIN = 0.05
 """Default equivalence margin, in accuracy: a change inside it counts as none."""
 
 VECTOR, SLOT, CONTROL = "vector", "slot", "control"
-FOLLOW = "swap, other answer"
+"""What a condition breaks: the vectors that are fed back, anything else about the latent positions, or nothing."""
+REMOVES = (Zero, Mean, Swap, DeleteKV, Cut)
+"""Operations that take away all that is particular to the item; the others (noise, scaling) leave some of it."""
+
+COLUMNS = (
+    "condition", "part", "removes", "n", "left_out", "accuracy", "low", "high", "change", "change_low", "change_high",
+    "p", "p_holm", "gained", "lost", "p_mcnemar", "p_equivalent", "equivalent", "detectable", "changed", "same_output",
+    "follow", "follow_low", "follow_high", "stay", "stay_low", "stay_high", "follow_null",
+)  # fmt: skip
+"""The columns of `CorruptionTest.frame`, in order; all are there whatever the conditions."""
 
 
 def default_conditions(seed: int) -> dict[str, tuple[Edit, ...]]:
@@ -33,20 +43,24 @@ def default_conditions(seed: int) -> dict[str, tuple[Edit, ...]]:
     return {
         "no-op": one(Identity()),
         "zero": one(Zero()),
+        "mean": one(Mean()),
         "noise 1 std": one(Noise(1.0, unit="std")),
         "noise 3 std": one(Noise(3.0, unit="std")),
+        "noise 3 std, held": one(Noise(3.0, unit="std"), mode="held"),
         "noise norm-matched": one(Noise(1.0, unit="norm")),
         "swap": one(Swap()),
-        FOLLOW: one(Swap(donor="answer-in-options")),
-        "swap, held": one(Swap(), mode="held"),
+        "swap, other answer": one(Swap(donor="answer-in-options")),
         "slot: zero keys and values": one(Zero(), site="kv"),
         "slot: swap keys and values": one(Swap(), site="kv"),
         "slot: keys and values deleted": one(DeleteKV()),
     }
 
 
-PART = {"no-op": CONTROL}
-"""Which question a condition belongs to: the control, the slot (names that begin so), or else the vector."""
+def part_of(edits: Sequence[Edit]) -> str:
+    """Which question a condition answers, read off its edits: ``control``, ``slot`` or ``vector``."""
+    if all(isinstance(edit.op, Identity) for edit in edits):
+        return CONTROL
+    return VECTOR if all(edit.site == LATENT and not isinstance(edit.op, Structural) for edit in edits) else SLOT
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,20 +80,39 @@ class CorruptionTest:
     def frame(self) -> pd.DataFrame:
         """One line a condition, computed from the rows.
 
-        Columns: ``accuracy, low, high`` (bootstrap over groups); ``change, change_low, change_high, p`` (paired, by
-        group), ``p_holm`` (over the conditions other than the control), ``gained, lost, p_mcnemar`` (exact),
+        Columns: ``part`` (vector, slot or control); ``removes`` (whether all that is particular to the item is gone);
+        ``n, left_out`` (items, and those that the condition could not be applied to); ``accuracy, low, high``
+        (bootstrap over groups); ``change, change_low, change_high, p`` (paired, by group, against the clean run of the
+        same items), ``p_holm`` (over all conditions but controls), ``gained, lost, p_mcnemar`` (exact);
         ``p_equivalent, equivalent`` (two one-sided tests against the margin), ``detectable`` (smallest change found
-        with power .8), ``changed`` (answers that differ from the clean ones), ``follow, stay`` with intervals where
-        there are donors, ``follow_null`` (how often the clean answer is already the donor's).
+        with power .8); ``changed`` (answers that differ from the clean ones), ``same_output`` (items whose text and
+        option probabilities are bit-equal to the clean ones); where there are donors ``follow, stay`` with intervals,
+        and ``follow_null`` (how often the clean answer is already the donor's).
         """
-        by_name = {str(name): rows for name, rows in self.results.rows.groupby("condition", sort=False)}
-        clean = by_name.pop(CLEAN)
-        names = list(by_name)
-        lines = [self._clean_line(clean), *(self._line(name, clean, by_name[name]) for name in names)]
-        frame = pd.DataFrame(lines).set_index("condition")
-        tested = [name for name in names if part_of(name) != CONTROL]
-        frame.loc[tested, "p_holm"] = stats.holm(frame.loc[tested, "p"].to_numpy(dtype=float))
+        by_name: dict[str, pd.DataFrame] = {
+            str(name): rows for name, rows in self.results.rows.groupby("condition", sort=False)
+        }
+        clean = by_name.pop(CLEAN).set_index("item", drop=False)
+        none: pd.DataFrame = self.results.rows.iloc[:0]
+        names = self.results.manifest["conditions"]
+        lines = [
+            self._clean_line(clean),
+            *(self._line(name, clean, by_name.get(name, none)) for name in names),
+        ]
+        frame = pd.DataFrame(lines, columns=COLUMNS).set_index("condition")
+        tested = frame.index[frame.part.isin([VECTOR, SLOT]) & frame.p.notna()]
+        if len(tested):
+            frame.loc[tested, "p_holm"] = stats.holm(frame.loc[tested, "p"].to_numpy(dtype=float))
         return frame
+
+    def edits(self, condition: str) -> tuple[Edit, ...]:
+        """The edits of a condition, read back from the manifest."""
+        return tuple(Edit.from_json(text) for text in self.results.manifest["conditions"][condition])
+
+    @property
+    def left_out(self) -> dict[str, list[str]]:
+        """Condition -> ids of the items that it could not be applied to; conditions that lack none are not listed."""
+        return dict(self.results.manifest["left_out"])
 
     @property
     def majority(self) -> stats.Majority:
@@ -87,10 +120,10 @@ class CorruptionTest:
         rows = self.results.rows
         return stats.majority_rate(list(rows[rows.condition == CLEAN].answer))
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path) -> Path:
         """Write rows and manifest; see `Results.save`."""
         manifest = {**self.results.manifest, "corruption_test": {"margin": self.margin, "seed": self.seed}}
-        Results(self.results.rows, manifest).save(folder)
+        return Results(self.results.rows, manifest).save(folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> CorruptionTest:
@@ -109,23 +142,34 @@ class CorruptionTest:
         }  # fmt: skip
 
     def _line(self, name: str, clean: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Any]:
-        """The statistics of one condition against the clean run of the same items."""
-        before, after, groups = clean.correct.to_numpy(), rows.correct.to_numpy(), clean.group.to_numpy()
+        """One condition against the clean run of its items; what needs two groups is missing where there is one."""
+        edits = self.edits(name)
+        clean = clean.loc[list(rows.item)]
+        line: dict[str, Any] = {
+            "condition": name, "part": part_of(edits), "removes": any(isinstance(e.op, REMOVES) for e in edits),
+            "n": len(rows), "left_out": len(self.left_out.get(name, ())),
+            "changed": int((clean.choice.fillna("").to_numpy() != rows.choice.fillna("").to_numpy()).sum()),
+            "same_output": int(rows.same_output.sum()),
+        }  # fmt: skip
+        if rows.group.nunique() >= 2:
+            line |= self._statistics(clean.correct.to_numpy(), rows.correct.to_numpy(), clean.group.to_numpy())
+            if rows.donor.notna().any():
+                line |= self._follow(clean, rows, clean.group.to_numpy())
+        return line
+
+    def _statistics(self, before: Any, after: Any, groups: Any) -> dict[str, Any]:
+        """Accuracy under the condition, its paired change, and the tests of that change."""
         interval = stats.cluster_mean_interval(after, groups, seed=self.seed)
         change = stats.paired_difference(before, after, groups, seed=self.seed)
         exact = stats.mcnemar_exact(before, after)
         same = stats.equivalence(before, after, groups, margin=self.margin)
-        line = {
-            "condition": name, "part": part_of(name), "n": len(rows), "accuracy": interval.estimate,
-            "low": interval.low, "high": interval.high, "change": change.estimate, "change_low": change.low,
-            "change_high": change.high, "p": change.p, "gained": exact.gained, "lost": exact.lost,
-            "p_mcnemar": exact.p, "p_equivalent": same.p, "equivalent": same.equivalent,
+        return {
+            "accuracy": interval.estimate, "low": interval.low, "high": interval.high,
+            "change": change.estimate, "change_low": change.low, "change_high": change.high, "p": change.p,
+            "gained": exact.gained, "lost": exact.lost, "p_mcnemar": exact.p,
+            "p_equivalent": same.p, "equivalent": same.equivalent,
             "detectable": stats.minimum_detectable_effect(before, after, groups),
-            "changed": int((clean.choice.fillna("").to_numpy() != rows.choice.fillna("").to_numpy()).sum()),
         }  # fmt: skip
-        if rows.donor.notna().any():
-            line |= self._follow(clean, rows, groups)
-        return line
 
     def _follow(self, clean: pd.DataFrame, rows: pd.DataFrame, groups: Any) -> dict[str, float]:
         """How often the answer becomes the donor's, stays the item's own, and is the donor's without any swap."""
@@ -139,11 +183,6 @@ class CorruptionTest:
         return out
 
 
-def part_of(condition: str) -> str:
-    """Which question a condition belongs to: ``control``, ``slot`` or ``vector``."""
-    return PART.get(condition, SLOT if condition.startswith(SLOT) else VECTOR)
-
-
 def corruption_test(
     model: PrismModel,
     items: Sequence[Item],
@@ -151,6 +190,7 @@ def corruption_test(
     conditions: Mapping[str, Sequence[Edit]] | None = None,
     margin: float = MARGIN,
     seed: int = 0,
+    on_missing: str = "raise",
     progress: bool = False,
 ) -> CorruptionTest:
     """Break the latents in several ways and compare with the clean run, item by item.
@@ -158,14 +198,15 @@ def corruption_test(
     Args:
         model: the model.
         items: with options and answers; those that share a scene share a group.
-        conditions: name -> edits; `default_conditions` when not given. A name that begins with ``"slot"`` is
-            counted as a test of the slot, the others as tests of the vector.
+        conditions: name -> edits; `default_conditions` when not given.
         margin: what counts as no effect, in accuracy.
         seed: of noise, donors and bootstrap.
+        on_missing: for items that a condition cannot be applied to, see `run_conditions`.
         progress: show a bar.
 
     Raises:
         DonorError: an item has no possible donor.
     """
     chosen = default_conditions(seed) if conditions is None else conditions
-    return CorruptionTest(run_conditions(model, items, chosen, progress=progress), margin, seed)
+    results = run_conditions(model, items, chosen, on_missing=on_missing, progress=progress)
+    return CorruptionTest(results, margin, seed)

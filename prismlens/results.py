@@ -72,7 +72,7 @@ class Results:
             ResultsError: the path is a file, or a folder that holds anything.
         """
         target = Path(folder).expanduser().resolve()
-        _check_free(target)
+        check_free(target)
         rows = "".join(f"{line}\n" for line in _encoded(self.rows)).encode()
         about = {
             "format": FORMAT,
@@ -190,7 +190,7 @@ def _special_float(value: dict[str, Any]) -> Any:
     return float(value[SPECIAL]) if SPECIAL in value else value
 
 
-def _check_free(target: Path) -> None:
+def check_free(target: Path) -> None:
     """Raise a ResultsError unless nothing, or an empty folder, is at the target."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return

@@ -19,7 +19,8 @@ class Site:
     Args:
         name: the TransformerLens name, e.g. ``"blocks.2.hook_resid_post"``.
         path: the module, as a path from the model.
-        end: ``"input"`` (first positional argument) or ``"output"``.
+        end: ``"input"`` (first positional argument), ``"output"``, or ``"shared"``: the first positional argument, with
+            which the layer around the module goes on too, so that a change has to be made in the tensor itself.
         order: sorts sites as a forward reaches them.
     """
 
@@ -36,7 +37,7 @@ PER_LAYER: dict[str, tuple[str, str]] = {
     "attn.hook_k": (".self_attn.k_proj", "output"),
     "attn.hook_v": (".self_attn.v_proj", "output"),
     "hook_attn_out": (".self_attn.o_proj", "output"),
-    "hook_resid_mid": (".post_attention_layernorm", "input"),
+    "hook_resid_mid": (".post_attention_layernorm", "shared"),
     "hook_mlp_out": (".mlp", "output"),
     "hook_resid_post": ("", "output"),
 }
@@ -62,7 +63,7 @@ def site(name: str, n_layers: int) -> Site:
     if name in WHOLE:
         path, end, order = WHOLE[name]
         return Site(name, path, end, (order, 0))
-    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+    match = re.fullmatch(r"blocks\.(0|[1-9][0-9]*)\.(.+)", name)
     if match is None or match[2] not in PER_LAYER:
         raise SiteError(
             f"no site is called {name!r}",

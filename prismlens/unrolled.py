@@ -118,8 +118,11 @@ def concatenate(parts: Sequence[Unrolled]) -> Unrolled:
     )
 
 
-def take(unrolled: Unrolled, rows: slice) -> Unrolled:
-    """Some rows of a batch, with the columns that only other rows needed left as padding."""
+def take(unrolled: Unrolled, rows: slice | Sequence[int]) -> Unrolled:
+    """Some rows of a batch, in the given order, with the columns that only other rows needed left as padding."""
+    picked = range(len(unrolled.items))[rows] if isinstance(rows, slice) else rows
+    index = torch.tensor(list(picked), dtype=torch.long, device=unrolled.device)
     one_axis = ("input_ids", "segments", "steps", "patches", "grids", "latents", "n_latents", "answer_first")
-    parts = {name: getattr(unrolled, name)[rows] for name in one_axis}
-    return replace(unrolled, items=unrolled.items[rows], position_ids=unrolled.position_ids[:, rows], **parts)
+    parts = {name: getattr(unrolled, name)[index] for name in one_axis}
+    items = tuple(unrolled.items[i] for i in picked)
+    return replace(unrolled, items=items, position_ids=unrolled.position_ids[:, index], **parts)

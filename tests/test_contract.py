@@ -11,9 +11,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = "prismlens"
 LAYERS = """
-cli | demo | widgets
+cli | widgets
+demo
 report | plots
 prism
+verdict | table
 alignment | decodability | corruption | compare
 experiment
 training

@@ -142,14 +142,14 @@ def test_both_files_reach_the_disk_before_the_folder_gets_its_name(
 
 
 def test_a_rival_that_saves_first_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = results._check_free
+    real = results.check_free
 
     def rival_comes_after_the_check(target: Path) -> None:
         real(target)
         target.mkdir(exist_ok=True)
         (target / "rival").write_text("first")
 
-    monkeypatch.setattr(results, "_check_free", rival_comes_after_the_check)
+    monkeypatch.setattr(results, "check_free", rival_comes_after_the_check)
     with pytest.raises(ResultsError, match=r"could not be written: .*not empty"):
         saved(tmp_path)
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "rival"]

@@ -178,15 +178,14 @@ def shapes(n: int, *, split: str = "test", seed: int = 0, category: str | None =
     _check(n, split, category)
     kinds = CATEGORIES if category is None else (category,)
     rng = np.random.default_rng([seed, list(SPLITS).index(split)])
-    per_kind = -(-n // len(kinds))
-    letters = {kind: _balanced_letters(rng, per_kind) for kind in kinds}
+    letters = {kind: _balanced_letters(rng, len(range(place, n, len(kinds)))) for place, kind in enumerate(kinds)}
     items: list[Item] = []
-    for index in range(per_kind):
+    for index in range(len(letters[kinds[0]])):
         scene = sample_scene(rng, split)
-        for kind in kinds:
+        for kind in (kind for kind in kinds if index < len(letters[kind])):
             item_id = f"shapes-{split}-{seed}-{index:05d}-{kind.split('_')[-1]}"
             items.append(pick_question(scene, kind, rng).item(scene, letters[kind][index], rng, item_id))
-    return items[:n]
+    return items
 
 
 def pick_question(scene: Scene, category: str, rng: np.random.Generator) -> Question:

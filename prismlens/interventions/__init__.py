@@ -11,6 +11,7 @@ from prismlens.interventions.identity import Identity
 from prismlens.interventions.mean import Mean
 from prismlens.interventions.noise import Noise
 from prismlens.interventions.operation import Operation, Structural
+from prismlens.interventions.oracle import Oracle
 from prismlens.interventions.scale import Scale
 from prismlens.interventions.swap import Swap
 from prismlens.interventions.zero import Zero
@@ -25,6 +26,7 @@ __all__ = [
     "Mean",
     "Noise",
     "Operation",
+    "Oracle",
     "Scale",
     "Structural",
     "Swap",

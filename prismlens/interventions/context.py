@@ -20,9 +20,11 @@ class Context:
         std: standard deviation of each dimension at this site, measured on clean runs.
         mean: mean of each dimension at this site, measured on clean runs.
         donors: the donor's value for each pair.
+        targets: the image feature that the latent of each pair stands for.
         seed: of the edit.
         offsets: how many positions of its own row come before each pair's, padding not counted. Noise needs them to
             tell positions apart that have no latent step; nothing else reads them.
+        site: the hook name, so that noise differs from site to site.
 
     Raises:
         EditError: the lengths disagree.
@@ -33,14 +35,21 @@ class Context:
     std: Float[Tensor, " d"] | None = None
     mean: Float[Tensor, " d"] | None = None
     donors: Float[Tensor, "n d"] | None = None
+    targets: Float[Tensor, "n d"] | None = None
     seed: int = 0
     offsets: Int[Tensor, " n"] | None = None
+    site: str = ""
 
     def __post_init__(self) -> None:
         n = len(self.item_ids)
         lengths = {
             name: len(values)
-            for name, values in (("steps", self.steps), ("donors", self.donors), ("offsets", self.offsets))
+            for name, values in (
+                ("steps", self.steps),
+                ("donors", self.donors),
+                ("targets", self.targets),
+                ("offsets", self.offsets),
+            )
             if values is not None
         }
         if any(length != n for length in lengths.values()):

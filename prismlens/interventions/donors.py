@@ -53,15 +53,18 @@ class DonorMap(dict[str, str]):
         self.dropped = dropped
 
 
-def match_donors(items: Sequence[Item], policy: Swap, *, seed: int, on_missing: str = "raise") -> DonorMap:
+def match_donors(
+    items: Sequence[Item], policy: Swap, *, seed: int, pool: Sequence[Item] | None = None, on_missing: str = "raise"
+) -> DonorMap:
     """A donor for each item: another item of the same category that fits the policy, drawn evenly from all that do.
 
-    The donor of an item depends on the seed and on the set of items, not on their order. Donors may serve twice.
+    The donor of an item depends on the seed and on the pool, not on any order. Donors may serve twice.
 
     Args:
         items: the items, with different ids.
         policy: what to ask of the donor's answer and image.
         seed: another seed gives other donors.
+        pool: whom to draw from; the items themselves by default.
         on_missing: ``"raise"``, or ``"drop"`` to leave out the items that nothing fits and list them in ``dropped``.
 
     Returns:
@@ -73,8 +76,9 @@ def match_donors(items: Sequence[Item], policy: Swap, *, seed: int, on_missing: 
     if on_missing not in ON_MISSING:
         raise DonorError(f"on_missing={on_missing!r}", needed=f"one of {', '.join(map(repr, ON_MISSING))}")
     _refuse_repeated_ids(items)
-    pool = sorted(items, key=lambda item: item.id)
-    candidates = {item.id: _candidates(item, pool, policy) for item in items}
+    _refuse_repeated_ids(pool or ())
+    donors = sorted(items if pool is None else pool, key=lambda item: item.id)
+    candidates = {item.id: _candidates(item, donors, policy) for item in items}
     lacking = [item for item in items if not candidates[item.id][-1][1]]
     if lacking and on_missing == "raise":
         raise _impossible(lacking, candidates, policy, len(items))

@@ -8,6 +8,7 @@ from prismlens.errors import EditError
 from prismlens.interventions import edit_json
 from prismlens.interventions.cut import Cut
 from prismlens.interventions.operation import Operation, Structural, one_of
+from prismlens.interventions.oracle import Oracle
 from prismlens.positions import Role, latent
 
 MODES = ("free", "held")
@@ -67,6 +68,13 @@ class Edit:
                 needed="no site",
                 cause="a structural operation acts on attention, not on the value at a site",
                 fix="leave `site` out" + ("; choose layers in Cut(layers=...)" if isinstance(self.op, Cut) else ""),
+            )
+        if isinstance(self.op, Oracle) and self.site != SITE:
+            raise EditError(
+                f"{self.op} at the site {self.site!r}",
+                needed=f"the site {SITE!r}",
+                cause="image features are what latents are taught to resemble; they say nothing about other sites",
+                fix="leave `site` out",
             )
         if isinstance(self.op, Cut) and self.positions != latent:
             raise EditError(

@@ -15,6 +15,7 @@ from prismlens.interventions.identity import Identity
 from prismlens.interventions.mean import Mean
 from prismlens.interventions.noise import Noise
 from prismlens.interventions.operation import Operation, Structural
+from prismlens.interventions.oracle import Oracle
 from prismlens.interventions.scale import Scale
 from prismlens.interventions.swap import Swap
 from prismlens.interventions.zero import Zero
@@ -25,7 +26,7 @@ VERSION = 1
 KEYS = ("format", "mode", "op", "positions", "seed", "site", "version")
 
 OPERATIONS: Mapping[str, type[Operation | Structural]] = MappingProxyType(
-    {kind.__name__: kind for kind in (Cut, DeleteKV, Identity, Mean, Noise, Scale, Swap, Zero)}
+    {kind.__name__: kind for kind in (Cut, DeleteKV, Identity, Mean, Noise, Oracle, Scale, Swap, Zero)}
 )
 """Every operation under the name that stands in the JSON."""
 

@@ -46,7 +46,7 @@ class Noise(Operation):
     Question: how precisely does the value have to be kept? In ``"raw"`` units (the paper's) the same sigma is a
     different share of the signal in every model; ``"std"`` and ``"norm"`` can be compared between models.
 
-    The noise is drawn in float32 on the CPU, from the edit's seed, the item's id and the latent step alone, so it is
+    The noise is drawn in float32 on the CPU, from the edit's seed, the site, the item's id and the latent step alone:
     the same in any batch and on any device. Positions without a step are told apart by ``Context.offsets``.
 
     Args:
@@ -87,7 +87,7 @@ def _normal(context: Context, d: int) -> Float[Tensor, "n d"]:
 
 
 def _keys(context: Context) -> list[str]:
-    """The text that seeds each pair: seed, item and step, and outside latents the offset where it is given."""
+    """The text that seeds each pair: seed, site, item and step, and outside latents the offset where it is given."""
     steps = context.steps.tolist()
     if context.offsets is None:
         _refuse_indistinct(context.item_ids, steps)
@@ -95,7 +95,8 @@ def _keys(context: Context) -> list[str]:
     else:
         marks = [f"@{offset}" if step < 0 else "" for step, offset in zip(steps, context.offsets.tolist(), strict=True)]
     return [
-        f"{context.seed}|{item}|{step}{mark}" for item, step, mark in zip(context.item_ids, steps, marks, strict=True)
+        f"{context.seed}|{context.site}|{item}|{step}{mark}"
+        for item, step, mark in zip(context.item_ids, steps, marks, strict=True)
     ]
 
 

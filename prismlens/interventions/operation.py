@@ -16,7 +16,8 @@ from prismlens.interventions.context import Context
 class Operation(ABC):
     """A pure function from the selected values to their replacements; frozen, hashable, and the same in any batch.
 
-    ``needs`` names what the `Context` must hold: some of ``"std"``, ``"mean"``, ``"donors"``.
+    ``needs`` names what the `Context` must hold: some of ``"std"``, ``"mean"``, ``"donors"``,
+    ``"targets"``.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -41,11 +42,11 @@ class Operation(ABC):
             raise EditError(
                 f"{self} was called without {', '.join(absent)}",
                 needed=f"a context with {', '.join(sorted(self.needs))}",
-                cause="the site was not measured on clean runs, or no donors were run",
+                cause="the site was not measured on clean runs, or no donors or targets were looked up",
                 fix=f"pass Context({', '.join(f'{name}=...' for name in absent)})",
             )
         n, d = value.shape
-        shapes = {"std": (d,), "mean": (d,), "donors": (n, d)}
+        shapes = {"std": (d,), "mean": (d,), "donors": (n, d), "targets": (n, d)}
         wrong = [name for name in sorted(self.needs) if tuple(getattr(context, name).shape) != shapes[name]]
         if len(context.item_ids) != n:
             raise EditError(

@@ -8,21 +8,24 @@ from collections.abc import Sequence
 from prismlens.models.processor import LVRProcessor
 
 _TAG = re.compile(r"<answer>\s*")
+_CLOSE = "</answer>"
 _BARE = re.compile(r"\(?([A-Z])\)?(?![A-Za-z0-9])")
 
 
 def answer_start(processor: LVRProcessor, ids: Sequence[int]) -> int | None:
     """Index of the first token of the answer's text.
 
-    Inside ``<answer>`` where the tag was written, else the first token that is neither a control token nor blank.
-    None where there is no such token.
+    Inside ``<answer>`` where the tag was written, else anywhere: the first token that is neither a control token nor
+    blank. None where there is no such token, as in ``<answer></answer>``.
     """
     texts = [processor.decode(ids[: i + 1]) for i in range(len(ids))]
+    ordinary = [i for i, token in enumerate(ids) if token not in processor.control_ids]
     tag = _TAG.search(texts[-1]) if texts else None
-    if tag is not None:
-        return next((i for i, text in enumerate(texts) if len(text) > tag.end()), None)
-    special = set(processor.tokenizer.all_special_ids)
-    return next((i for i, token in enumerate(ids) if token not in special and processor.decode([token]).strip()), None)
+    if tag is None:
+        return next((i for i in ordinary if processor.decode([ids[i]]).strip()), None)
+    if texts[-1].startswith(_CLOSE, tag.end()):
+        return None
+    return next((i for i in ordinary if len(texts[i]) > tag.end()), None)
 
 
 def chosen_letter(text: str, letters: Sequence[str]) -> str | None:
@@ -36,7 +39,7 @@ def chosen_letter(text: str, letters: Sequence[str]) -> str | None:
     else:
         bare = _BARE.match(text.strip())
         found = bare[1] if bare else None
-    return found if found in letters else None
+    return found if found in tuple(letters) else None
 
 
 def letter_ids(processor: LVRProcessor, letters: Sequence[str]) -> list[tuple[int, ...]]:

@@ -7,23 +7,29 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import GenerationConfig
+from transformers.utils.hub import cached_file
 
 from prismlens.errors import CheckpointError
 from prismlens.models.config import LVRConfig
 from prismlens.models.lvr import LVRForConditionalGeneration
-from prismlens.models.processor import LVRProcessor
+from prismlens.models.processor import END, IMAGE_PAD, LATENT_END, SLOT, START, LVRProcessor
 
 ZOO = Path(__file__).parent / "zoo"
 """Where the shipped models lie, one folder a model."""
 PREFIX = "tiny/"
+SAFE = ".safetensors"
+INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MANIFEST = "training.json"
+OLD_KEYS = {r"^visual\.": "model.visual.", r"^model\.(?!language_model\.|visual\.)": "model.language_model."}
+"""Names of weights before transformers 4.52, in which released checkpoints are written, and today's."""
 
 
 def zoo_names() -> tuple[str, ...]:
@@ -43,43 +49,14 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: nothing there, weights that are pickled, cut short, or do not fit the config, or a
-            configuration without the latent block's tokens.
+            configuration or tokenizer without the latent block's tokens.
     """
     text = str(name)
-    folder = _zoo_folder(text) if text.startswith(PREFIX) else Path(text)
-    if folder.exists():
-        _check_folder(folder)
-    elif text.startswith((".", "/", "~")) or text.count("/") != 1:
-        raise CheckpointError(
-            f"no model at {text!r}",
-            needed=f"a shipped model ({', '.join(zoo_names()) or 'none'}), a local folder, or a hub id 'owner/name'",
-        )
-    source = folder if folder.exists() else text
-    try:
-        config = LVRConfig.from_pretrained(source)
-        loaded: Any = LVRForConditionalGeneration.from_pretrained(
-            source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False
-        )
-        model, info = loaded
-    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(
-            f"{text!r} could not be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            needed="whole safetensors files that fit config.json",
-            cause="a download cut short, weights of another model, or no network for a hub id",
-            fix="fetch the folder again, and check that config.json and weights belong together",
-        ) from error
-    wrong = sorted(
-        {*info["missing_keys"], *info["unexpected_keys"], *(str(k) for k in info.get("mismatched_keys", ()))}
-    )
-    if wrong:
-        raise CheckpointError(
-            f"{len(wrong)} weights of {text!r} do not fit its config: {', '.join(wrong[:4])}",
-            needed="a weight for every parameter, and no others",
-            cause="weights of another model, or a shard that is missing",
-        )
-    processor = LVRProcessor.from_pretrained(source, start=config.latent_entry == "forced")
+    source = _source(text)
+    config = _read_config(source, text)
+    model = _read_weights(source, config, dtype, text)
+    with _explained(f"the processor of {text!r}", needed="preprocessor_config.json and a fast tokenizer's files"):
+        processor = LVRProcessor.from_pretrained(source, start=config.latent_entry == "forced")
     _check_tokens(config, processor, text)
     return model.eval(), processor
 
@@ -94,19 +71,19 @@ def save_checkpoint(
     """Write a folder that plain transformers reads: all of it, or nothing.
 
     Raises:
-        CheckpointError: the folder exists and is not empty.
+        CheckpointError: the folder exists and is not empty, or a file has its name.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(
-            f"the folder {str(folder)!r} is not empty", needed="a new folder", fix="choose another name"
+            f"{str(folder)!r} exists and is not an empty folder", needed="a new folder", fix="choose another name"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         eos = model.config.text.eos_token_id
-        model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=processor.pad_id)
         model.save_pretrained(draft)
+        GenerationConfig(eos_token_id=eos, pad_token_id=processor.pad_id).save_pretrained(draft)
         processor.save_pretrained(draft)
         if manifest is not None:
             (draft / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
@@ -128,41 +105,145 @@ def weight_hash(model: LVRForConditionalGeneration) -> str:
     return digest.hexdigest()
 
 
+def _source(name: str) -> str | Path:
+    """The checked folder of a shipped or local model, or the hub id itself."""
+    folder = _zoo_folder(name) if name.startswith(PREFIX) else Path(name)
+    if folder.exists():
+        _check_folder(folder)
+        return folder
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise CheckpointError(
+            f"no model at {name!r}",
+            needed=f"a shipped model ({_shipped()}), a local folder, or a hub id 'owner/name'",
+            cause="a misspelt name, or a relative path read from another working directory",
+            fix=f"check the path; relative ones start at {Path.cwd()}",
+        )
+    return name
+
+
 def _zoo_folder(name: str) -> Path:
-    folder = ZOO / name.removeprefix(PREFIX)
     if name not in zoo_names():
-        raise CheckpointError(f"no shipped model is called {name!r}", needed=f"one of {', '.join(zoo_names())}")
-    return folder
+        raise CheckpointError(
+            f"no shipped model is called {name!r}",
+            needed=f"one of: {_shipped()}",
+            cause="a misspelt name, or a model of another version of prismlens",
+            fix=f"choose one of them; a local folder that starts with {PREFIX} is written ./{PREFIX}...",
+        )
+    return ZOO / name.removeprefix(PREFIX)
+
+
+def _shipped() -> str:
+    return ", ".join(zoo_names()) or "none"
 
 
 def _check_folder(folder: Path) -> None:
     """Refuse a folder without a config, and one whose only weights are pickled."""
     if not folder.is_dir() or not (folder / "config.json").exists():
         raise CheckpointError(
-            f"{str(folder)!r} has no config.json", needed="a model folder as save_pretrained writes it"
+            f"{str(folder)!r} has no config.json",
+            needed="a model folder as save_pretrained writes it",
+            cause="the folder above or below it was meant, or a download that broke off",
+            fix="give the folder that holds config.json",
         )
-    files = [path.name for path in folder.iterdir()]
-    if not any(name.endswith(".safetensors") for name in files):
-        pickled = [name for name in files if name.endswith(PICKLED)]
+    files = sorted(path.name for path in folder.iterdir())
+    if not any(name.endswith(SAFE) for name in files):
+        _refuse_pickled(str(folder), [name for name in files if name.endswith(PICKLED)])
         raise CheckpointError(
-            f"{str(folder)!r} holds " + (f"pickled weights ({pickled[0]})" if pickled else "no weights"),
-            needed="weights as .safetensors",
-            cause="pickled files run code when they are opened, so they are refused" if pickled else "",
-            fix="convert them on a machine that you trust: model.save_pretrained(folder, safe_serialization=True)",
+            f"{str(folder)!r} holds no weights",
+            needed=f"weights as {SAFE}",
+            cause="a download that broke off, or Git LFS files that were never fetched",
+            fix="fetch the folder again",
+        )
+
+
+def _read_config(source: str | Path, name: str) -> LVRConfig:
+    """The config, its latent settings checked."""
+    with _explained(
+        f"the config of {name!r}",
+        needed="config.json of a Qwen2.5-VL with latents",
+        cause="a file cut short or edited by hand, or no network for a hub id",
+        fix="fetch config.json again",
+    ):
+        config = LVRConfig.from_pretrained(source)
+        config.check_latents()
+    return config
+
+
+def _read_weights(source: str | Path, config: LVRConfig, dtype: torch.dtype, name: str) -> LVRForConditionalGeneration:
+    """The model, every parameter of it from the files and nothing in the files left over."""
+    with _explained(f"the weights of {name!r}", needed=f"whole {SAFE} files that fit config.json"):
+        _refuse_pickled(name, [file for file in _named_files(source, config) if not file.endswith(SAFE)])
+        # Mismatched shapes are collected, to be refused below under their names.
+        loaded: Any = LVRForConditionalGeneration.from_pretrained(
+            source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True,
+            trust_remote_code=False, ignore_mismatched_sizes=True, key_mapping=OLD_KEYS,
+        )  # fmt: skip
+    model, info = loaded
+    wrong = [f"{key} (missing)" for key in sorted(info["missing_keys"])]
+    wrong += [f"{key} (unexpected)" for key in sorted(info["unexpected_keys"])]
+    wrong += [
+        f"{key} ({tuple(given)} instead of {tuple(wanted)})" for key, given, wanted in sorted(info["mismatched_keys"])
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{len(wrong)} weights of {name!r} do not fit its config: {', '.join(wrong[:4])}",
+            needed="a weight for every parameter, and no others",
+            cause="weights of another model, or a shard that is missing",
+            fix="fetch the folder again, and check that config.json and weights belong together",
+        )
+    return model
+
+
+def _named_files(source: str | Path, config: LVRConfig) -> list[str]:
+    """The weight files that the index and the config name; transformers opens these whatever their format."""
+    index = cached_file(
+        source, INDEX, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    files = set(json.loads(Path(index).read_text())["weight_map"].values()) if isinstance(index, str) else set()
+    explicit = getattr(config, "transformers_weights", None)
+    return sorted({str(file) for file in files} | ({str(explicit)} if explicit is not None else set()))
+
+
+def _refuse_pickled(name: str, files: list[str]) -> None:
+    if files:
+        raise CheckpointError(
+            f"{name!r} holds pickled weights ({files[0]})",
+            needed=f"weights as {SAFE}",
+            cause="pickled files can run code when they are opened, so they are refused",
+            fix="convert them on a machine that you trust: model.save_pretrained(folder)",
         )
 
 
 def _check_tokens(config: LVRConfig, processor: LVRProcessor, name: str) -> None:
-    """The tokenizer must know the block's markers under the ids that the config gives them."""
-    if config.latent_entry == "none":
-        return
-    for field in ("lvr_start_id", "lvr_id", "lvr_end_id"):
-        token = "<|" + field.removesuffix("_id") + "|>"
+    """The tokenizer must know image tokens and the block's markers under the ids that the config gives them."""
+    fields = {"image_token_id": IMAGE_PAD}
+    if config.latent_entry != "none":
+        fields |= {"lvr_start_id": START, "lvr_id": SLOT, "lvr_latent_end_id": LATENT_END, "lvr_end_id": END}
+    for field, token in fields.items():
+        wanted = getattr(config, field)
         found = processor.tokenizer.convert_tokens_to_ids(token)
-        if found != getattr(config, field):
+        if wanted is not None and found != wanted:
             raise CheckpointError(
-                f"{name!r}: {token} is {found} in the tokenizer and {getattr(config, field)} in the config ({field})",
+                f"{name!r}: {token} is {found} in the tokenizer and {wanted} in the config ({field})",
                 needed="the same id in both",
                 cause="a tokenizer without the latent tokens was saved with the model",
                 fix="save the tokenizer that the model was trained with beside it",
             )
+
+
+@contextmanager
+def _explained(
+    what: str,
+    *,
+    needed: str,
+    cause: str = "a download cut short, files of another model, or no network for a hub id",
+    fix: str = "fetch the folder again, and check that its files belong together",
+) -> Iterator[None]:
+    """Turn whatever transformers raises about damaged files into a CheckpointError."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged file provokes anything: OSError, TypeError, SafetensorError, ...
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{what} could not be read: {first}", needed=needed, cause=cause, fix=fix) from error

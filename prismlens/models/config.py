@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, no_type_check
 
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig
 
-from prismlens.errors import CheckpointError
+from prismlens.errors import CheckpointError, RoleError
+from prismlens.models.visibility import Rule
 
 ENTRIES = ("forced", "emitted", "none")
 EXITS = ("fixed", "end_token")
 
 
+# transformers reads config.json through this class and hides in its signature that it takes any keyword: run-time
+# checks of the signature, on in tests, would refuse every folder.
+@no_type_check
 class LVRConfig(Qwen2_5_VLConfig):
     """Qwen2.5-VL's configuration with the latent block's tokens, budget and visibility.
 
@@ -53,12 +57,48 @@ class LVRConfig(Qwen2_5_VLConfig):
             ("latent_exit", self.latent_exit, EXITS),
         ):
             if value not in allowed:
-                raise CheckpointError(f"config has {name} = {value!r}", needed=f"one of {', '.join(allowed)}")
+                raise CheckpointError(
+                    f"config has {name} = {value!r}",
+                    needed=f"one of {', '.join(allowed)}",
+                    cause="a misspelt value, or a checkpoint of a newer version of prismlens",
+                    fix="correct config.json",
+                )
+        try:
+            for entry in self.visibility:
+                Rule.from_config(entry)
+        except RoleError as error:
+            raise CheckpointError(
+                f"the config's visibility rules name an unknown role: {error.given}",
+                needed=error.needed,
+                cause="a misspelt role, or a checkpoint of a newer version of prismlens",
+                fix="correct config.json",
+            ) from error
+        if self.latent_entry != "none":
+            self._check_block()
+
+    def _check_block(self) -> None:
+        """The markers' ids are there and in the vocabulary, and the budget is a number of steps."""
         missing = [n for n in ("lvr_start_id", "lvr_id", "lvr_end_id") if getattr(self, n) is None]
-        if self.latent_entry != "none" and missing:
+        if missing:
             raise CheckpointError(
                 f"config lacks {', '.join(missing)}",
                 needed="the token ids of the latent block's markers",
                 cause="the checkpoint is a plain Qwen2.5-VL, never trained with latents",
                 fix='set latent_entry to "none" to analyse it without latents',
             )
+        if type(self.latent_steps) is not int or self.latent_steps < 1:
+            raise CheckpointError(
+                f"config has latent_steps = {self.latent_steps!r}",
+                needed="a whole number of at least 1",
+                cause="a config edited by hand",
+                fix='correct config.json; for a model without latents set latent_entry to "none"',
+            )
+        optional = () if self.lvr_latent_end_id is None else (self.lvr_latent_end_id,)
+        for id_ in (self.lvr_start_id, self.lvr_id, self.lvr_end_id, *optional, *self.latent_close):
+            if type(id_) is not int or not 0 <= id_ < self.text.vocab_size:
+                raise CheckpointError(
+                    f"config has the token id {id_!r} among the latent block's",
+                    needed=f"whole numbers from 0 to {self.text.vocab_size - 1}, the vocabulary",
+                    cause="embeddings that were not resized for the latent tokens, or a config edited by hand",
+                    fix="save config.json and weights together",
+                )

@@ -20,6 +20,8 @@ from prismlens.unrolled import Segment
 
 START, SLOT, LATENT_END, END = "<|lvr_start|>", "<|lvr|>", "<|lvr_latent_end|>", "<|lvr_end|>"
 IMAGE_PAD = "<|image_pad|>"
+_HOLE = "\N{OBJECT REPLACEMENT CHARACTER}"
+"""Stands for the user's text where only the template around it is wanted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,9 @@ class LVRProcessor:
         image_processor: transformers' PIL processor (smart resize, patches).
         tokenizer: a fast tokenizer with a chat template.
         start: append the latent block's start marker to the prompt (forced entry).
+
+    Attributes:
+        control_ids: ids that are never part of a text.
     """
 
     def __init__(
@@ -62,6 +67,10 @@ class LVRProcessor:
         self.image_processor, self.tokenizer, self.start = image_processor, tokenizer, start
         added: Any = tokenizer.get_added_vocab()
         self._reserved = tuple(sorted({*tokenizer.all_special_tokens, *added}))
+        # `all_special_ids` knows only tokens with a function, such as the end of a text, and not the block's markers.
+        special = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+        markers = {added[token] for token in (START, SLOT, LATENT_END, END) if token in added}
+        self.control_ids = frozenset({*tokenizer.all_special_ids, *special, *markers})
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, start: bool = True) -> LVRProcessor:
@@ -81,8 +90,10 @@ class LVRProcessor:
         """Encode items; images of different sizes may share a batch.
 
         Raises:
-            ItemError: an image cannot be used, or a text holds one of the tokenizer's control tokens.
+            ItemError: no items, an image cannot be used, or a text holds one of the tokenizer's control tokens.
         """
+        if not items:
+            raise ItemError("no items", needed="at least one", cause="a filter that nothing passed")
         images = [open_image(item.image, item.id) for item in items]
         pixels = self.image_processor(images=images, return_tensors="pt")
         grid_thw = pixels["image_grid_thw"]
@@ -111,20 +122,19 @@ class LVRProcessor:
         """Token ids and segments of one prompt whose image takes `n_image_tokens`."""
         user = user_text(item)
         self._refuse_control_tokens(item, user)
-        content: Any = [{"type": "image"}, {"type": "text", "text": user}]
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-        assert isinstance(text, str)
-        if text.count(IMAGE_PAD) != 1 or user not in text:
+        # Where the user's text stands cannot be searched for: the template itself holds words such as "assistant".
+        before, _, after = self._rendered(_HOLE).partition(_HOLE)
+        text = self._rendered(user)
+        if text.count(IMAGE_PAD) != 1 or text != before + user + after:
             raise CheckpointError(
                 f"the chat template rendered {text!r}",
                 needed=f"the user's text unchanged and one {IMAGE_PAD}",
                 cause="the checkpoint's chat template is not that of Qwen2.5-VL",
+                fix="save the processor of the model that the checkpoint was trained from beside it",
             )
-        text = text.replace(IMAGE_PAD, IMAGE_PAD * n_image_tokens) + (START if self.start else "")
-        question = text.rindex(user)
-        bounds = (question, question + len(item.question.strip()), question + len(user))
+        before, after = (part.replace(IMAGE_PAD, IMAGE_PAD * n_image_tokens) for part in (before, after))
+        text = before + user + after + (START if self.start else "")
+        bounds = (len(before), len(before) + len(item.question.strip()), len(before) + len(user))
         tokens = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
         image_id = token_id(self.tokenizer, IMAGE_PAD)
         segments = [
@@ -136,6 +146,15 @@ class LVRProcessor:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Text of token ids."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def _rendered(self, user: str) -> str:
+        """One user turn with an image and a text, through the chat template."""
+        content: Any = [{"type": "image"}, {"type": "text", "text": user}]
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        assert isinstance(text, str)
+        return text
 
     def _refuse_control_tokens(self, item: Item, user: str) -> None:
         found = [token for token in self._reserved if token in user]
@@ -156,7 +175,12 @@ def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
     """
     found = tokenizer.convert_tokens_to_ids(token)
     if not isinstance(found, int) or found == tokenizer.unk_token_id:
-        raise CheckpointError(f"the tokenizer has no token {token!r}", cause="a tokenizer of another model family")
+        raise CheckpointError(
+            f"the tokenizer has no token {token!r}",
+            needed="the tokenizer of a Qwen2.5-VL",
+            cause="a tokenizer of another model family",
+            fix="save the tokenizer that the model was trained with beside it",
+        )
     return found
 
 

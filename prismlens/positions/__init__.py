@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prismlens.positions.boxes import box_tokens
+from prismlens.positions.boxes import box_tokens, slot_tokens
 from prismlens.positions.description import describe
 from prismlens.positions.named import (
     NAMES,
@@ -34,5 +34,6 @@ __all__ = [
     "prompt",
     "question",
     "resolve",
+    "slot_tokens",
     "template",
 ]

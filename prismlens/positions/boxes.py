@@ -1,8 +1,9 @@
-"""Which image tokens a box covers, by the paper's rule; knows nothing of batches or roles."""
+"""Which image tokens a box covers, by the paper's rule, and which of them a latent stands for; knows no batches."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from prismlens.errors import RoleError
 from prismlens.types import Box
@@ -39,6 +40,30 @@ def box_tokens(box: Box, grid: tuple[int, int]) -> list[int]:
         raise RoleError(f"the box is {box!r}", needed="four finite numbers", fix="give normalised xyxy")
     x1, y1, x2, y2 = box
     return [row * columns + column for row in _covered(y1, y2, rows) for column in _covered(x1, x2, columns)]
+
+
+def slot_tokens(boxes: Sequence[Box], grid: tuple[int, int], steps: int) -> list[int]:
+    """The image token that each of `steps` latents stands for: boxes in turn, each box's tokens evenly spaced.
+
+    A fixed budget rarely equals the number of tokens in the boxes; tokens are left out, or repeated, evenly. With more
+    boxes than steps the first boxes have none.
+
+    Args:
+        boxes: the item's boxes, in order.
+        grid: rows and columns of image tokens (the merged grid).
+        steps: latents in the block.
+
+    Raises:
+        RoleError: there is no box; see also `box_tokens`.
+    """
+    if not boxes:
+        raise RoleError("an item without boxes", needed="at least one box: latents stand for the tokens inside")
+    slots: list[int] = []
+    for number, box in enumerate(boxes):
+        count = steps * (number + 1) // len(boxes) - steps * number // len(boxes)
+        tokens = box_tokens(box, grid)
+        slots += [tokens[i * len(tokens) // count] for i in range(count)]
+    return slots
 
 
 def _covered(start: float, end: float, tokens: int) -> range:

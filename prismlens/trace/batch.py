@@ -51,8 +51,9 @@ def run_batch(
 
     inner = _editing_forward(engine, edits)
     run = unroll(engine.hf, prompt, settings, forward=recording, held=held, rules=edits.rules())
-    edits.audit(run, run.n_prompt + len(scores) - 1)
-    return _finished(engine.processor, run, torch.stack(scores, 1))
+    finished = _finished(engine.processor, run, torch.stack(scores, 1))
+    edits.audit(finished.unrolled, run.n_prompt + len(scores) - 1)
+    return finished
 
 
 @torch.no_grad()
@@ -71,7 +72,7 @@ def replay_batch(
     reads = [Read(site(name, engine.hf.n_layers), mask) for name in names]
     traced = traced_step(engine.wrapper, inputs, edits.writes(run, run.shape[1]), reads)
     if all(edit.mode == "free" for edit in edits.edits):
-        _check_replay(run, traced.output.hidden)
+        _check_replay(run, traced.output.hidden, steps=1 if edits.edits else None)
     return traced.values, traced.output.logits[mask]
 
 
@@ -122,17 +123,20 @@ def _finished(processor: LVRProcessor, run: Unrolled, scores: Float[Tensor, "bat
     return Run(finished, tuple(texts), tuple(choices), options)
 
 
-def _check_replay(run: Unrolled, hidden: Float[Tensor, "batch pos d"]) -> None:
-    """The states before each latent must be the latents that the free run recorded.
+def _check_replay(run: Unrolled, hidden: Float[Tensor, "batch pos d"], steps: int | None) -> None:
+    """The states before the latents must be the latents that the free run recorded.
 
-    Only the first latent is compared: after it an edited run fed other vectors than it recorded. Held runs record
-    the clean run's latents and are not compared at all.
+    Args:
+        run: the finished sequences.
+        hidden: final states of the replay.
+        steps: how many steps to compare; None for all. Under edits only the first: after it the run fed other vectors
+            than it recorded. Held runs record the clean run's latents and are not compared at all.
     """
-    first = (run.steps == 0).nonzero()
-    if not len(first):
+    compared = (run.steps >= 0) if steps is None else (run.steps >= 0) & (run.steps < steps)
+    rows, columns = compared.nonzero(as_tuple=True)
+    if not len(rows):
         return
-    rows, columns = first[:, 0], first[:, 1] - 1
-    own, again = run.latents[rows, 0].float(), hidden[rows, columns].float()
+    own, again = run.latents[rows, run.steps[rows, columns]].float(), hidden[rows, columns - 1].float()
     error = float((own - again).abs().max() / own.abs().max().clamp(min=1e-9))
     limit = REPLAY_TOLERANCE.get(hidden.dtype, 1e-4)
     if not error <= limit:

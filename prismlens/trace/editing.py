@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from prismlens.errors import EditError
@@ -31,12 +31,14 @@ class BatchEdits:
         n_layers: of the model.
         references: clean values for the edits that need them.
         donors: item id -> donor id, by edit.
+        targets: item id -> the image features that its latents stand for, where an edit needs them.
     """
 
     edits: Sequence[Edit]
     n_layers: int
     references: References = field(default_factory=dict)
     donors: Mapping[Edit, Mapping[str, str]] = field(default_factory=dict)
+    targets: Mapping[str, Float[Tensor, "step d_model"]] = field(default_factory=dict)
     touched: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
     def rules(self) -> tuple[Rule, ...]:
@@ -76,6 +78,7 @@ class BatchEdits:
                 done = _widen(self.touched.get((number, site.name)), wanted)
                 if not torch.equal(done, wanted):
                     raise _missed(edit, site, run, wanted & ~done, done & ~wanted)
+            _refuse_idle(edit, run)
 
     def _note(self, number: int, site: Site, mask: Tensor, width: int) -> None:
         """Remember which columns an edit reached."""
@@ -114,13 +117,19 @@ class BatchEdits:
             which = ordinals[rows, columns].tolist()
             chosen = self.donors[edit]
             donors = torch.stack([reference.donor(i, chosen[i], k) for i, k in zip(ids, which, strict=True)])
+        steps = run.steps[rows, columns]
+        targets = None
+        if "targets" in edit.op.needs:
+            targets = torch.stack([self.targets[i][k] for i, k in zip(ids, steps.tolist(), strict=True)])
         return Context(
             item_ids=ids,
-            steps=run.steps[rows, columns],
+            steps=steps,
+            targets=targets,
             std=None if reference is None else reference.std,
             mean=None if reference is None else reference.mean,
             donors=donors,
             seed=edit.seed,
+            site=site.name,
             offsets=(run.valid.long().cumsum(1) - 1)[rows, columns],
         )
 
@@ -140,6 +149,21 @@ def _widen(mask: Tensor | None, like: Tensor) -> Tensor:
         width = min(mask.shape[1], like.shape[1])
         out[:, :width] = mask[:, :width]
     return out
+
+
+def _refuse_idle(edit: Edit, run: Unrolled) -> None:
+    """Raise EditError where all that an edit names in some item is the last token, which nothing comes after."""
+    count = run.valid.long().cumsum(1)
+    heard = edit.positions.mask(run) & (count < count[:, -1:])
+    idle = (~heard.any(1)).nonzero().flatten().tolist()
+    if idle:
+        ids = [run.items[row].id for row in idle]
+        raise EditError(
+            f"{edit} can change nothing in {len(ids)} items: {', '.join(ids[:5])}",
+            needed="a position that something comes after",
+            cause="the role names the last token of the text, and the model writes nothing from there",
+            fix="choose earlier positions, or raise max_new_tokens",
+        )
 
 
 def _missed(edit: Edit, site: Site, run: Unrolled, missed: Tensor, extra: Tensor) -> EditError:

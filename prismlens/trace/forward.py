@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from jaxtyping import Bool
 from nnsight import NNsight
+from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
 
 from prismlens.errors import EditError
@@ -37,6 +38,10 @@ class Read:
     mask: Bool[Tensor, "batch query"]
 
 
+Visit = tuple[Site, list[Write], Read | None]
+"""A site with what to do there: changes in order, then perhaps a read."""
+
+
 @dataclass(eq=False)
 class Traced:
     """What one traced forward gave: its output, and the values read, ``[n, d]`` by site name."""
@@ -55,9 +60,29 @@ def traced_step(wrapper: NNsight, inputs: Mapping[str, Any], writes: Sequence[Wr
         EditError: a change returned another shape or dtype, or a site was not reached.
     """
     plan = _plan(writes, reads)
-    index = inputs.get("latent_index")
     values: dict[str, Tensor] = {}
     fired: list[str] = []
+    cause: Exception | None = None
+    output: StepOutput | None = None
+    try:
+        output = _in_one_trace(wrapper, inputs, plan, values, fired)
+    except OutOfOrderError as error:
+        cause = error
+    missed = [site.name for site, _, _ in plan if site.name not in fired]
+    if missed or output is None:
+        raise EditError(
+            f"{missed[0] if missed else 'the output'} did not fire in a forward over {tuple(_shape(inputs))} columns",
+            needed="every site that was asked for to be reached, in forward order",
+            cause="the forward has no latent columns, or the model does not use that module",
+        ) from cause
+    return Traced(output, values)
+
+
+def _in_one_trace(
+    wrapper: NNsight, inputs: Mapping[str, Any], plan: Sequence[Visit], values: dict[str, Tensor], fired: list[str]
+) -> StepOutput:
+    """The traced forward itself: fills in the values read and the names of the sites reached."""
+    index = inputs.get("latent_index")
     with wrapper.trace(fn="step", **inputs) as opened:
         for site, site_writes, read in plan:
             module = attrgetter(site.path)(wrapper)
@@ -70,19 +95,12 @@ def traced_step(wrapper: NNsight, inputs: Mapping[str, Any], writes: Sequence[Wr
             if site_writes and site.end == "input":
                 module.input = value
             if read is not None:
-                values[site.name] = _select(value, _slots(site, read.mask, value, index)).clone()
+                values[site.name] = value[_slots(site, read.mask, value, index)]
         output = cast(Any, opened).result.save()
-    missed = [site.name for site, _, _ in plan if site.name not in fired]
-    if missed:
-        raise EditError(
-            f"{', '.join(missed)} did not fire in a forward over {tuple(_shape(inputs))} columns",
-            needed="every site that was asked for to be reached exactly once",
-            cause="the forward has no latent columns, or the model does not use that module",
-        )
-    return Traced(output, values)
+    return output
 
 
-def _plan(writes: Sequence[Write], reads: Sequence[Read]) -> list[tuple[Site, list[Write], Read | None]]:
+def _plan(writes: Sequence[Write], reads: Sequence[Read]) -> list[Visit]:
     """Sites in forward order, each with its writes and its read."""
     sites = {one.site.name: one.site for one in (*writes, *reads)}
     by_read = {read.site.name: read for read in reads}
@@ -93,22 +111,23 @@ def _plan(writes: Sequence[Write], reads: Sequence[Read]) -> list[tuple[Site, li
 
 
 def _changed(value: Tensor, write: Write, index: object) -> Tensor:
-    """`value` with the selected rows replaced; the original tensor is left alone (it may be another layer's output)."""
+    """`value` with the selected rows replaced.
+
+    The tensor itself is left alone (it may be another layer's output), except at a shared site: there it is the only
+    thing that the module and the layer around it have in common.
+    """
     at = _slots(write.site, write.mask, value, index)
     old = value[at]
     new = write.change(old, write.mask)
-    if new.shape != old.shape or new.dtype != old.dtype:
+    if not isinstance(new, Tensor) or new.shape != old.shape or new.dtype != old.dtype:
+        given = f"{tuple(new.shape)} {new.dtype}" if isinstance(new, Tensor) else f"a {type(new).__name__}"
         raise EditError(
-            f"a change at {write.site.name} returned {tuple(new.shape)} {new.dtype}",
+            f"a change at {write.site.name} returned {given}",
             needed=f"{tuple(old.shape)} {old.dtype}, as it was given",
         )
-    out = value.clone()
+    out = value if write.site.end == "shared" else value.clone()
     out[at] = new
     return out
-
-
-def _select(value: Tensor, at: Bool[Tensor, "batch column"]) -> Tensor:
-    return value[at]
 
 
 def _slots(site: Site, mask: Bool[Tensor, "batch query"], value: Tensor, index: object) -> Bool[Tensor, "batch column"]:

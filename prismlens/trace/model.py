@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from jaxtyping import Float
 from nnsight import NNsight
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -23,6 +24,7 @@ from prismlens.trace.editing import BatchEdits
 from prismlens.trace.names import NamesFilter, matching_names
 from prismlens.trace.reference import Reference
 from prismlens.trace.run import Run, merge_runs
+from prismlens.trace.targets import latent_targets
 from prismlens.types import Item
 from prismlens.unrolled import take
 
@@ -49,6 +51,8 @@ class PrismModel:
     batch_size: int = 50
     max_new_tokens: int = 32
     _base: PrismModel | None = field(default=None, repr=False)
+    _added: tuple[Edit, ...] = field(default=(), repr=False)
+    """The edits that were given to this view and to those it was made from, without what a context had open then."""
     _wrapper: NNsight | None = field(default=None, repr=False)
     _opened: list[tuple[Edit, ...]] = field(default_factory=list, repr=False)
 
@@ -77,19 +81,19 @@ class PrismModel:
         for edit in every:
             expand(edit.site, self.hf.n_layers)
         _one_mode(every)
-        return replace(self, edits=every, _base=self._base or self, _opened=[])
+        return replace(self, edits=every, _base=self._base or self, _added=(*self._added, *edits), _opened=[])
 
     def clean(self) -> PrismModel:
         """The same model without edits."""
-        return replace(self, edits=(), _base=self._base or self, _opened=[])
+        return replace(self, edits=(), _base=self._base or self, _added=(), _opened=[])
 
     def __enter__(self) -> PrismModel:
         if self._base is None:
             raise EditError(
                 "a model without edits was opened as a context", needed="a view", fix="use corrupt(model, ...)"
             )
-        _one_mode((*self._base.active_edits, *self.edits))
-        self._base._opened.append(self.edits)
+        _one_mode((*self._base.active_edits, *self._added))
+        self._base._opened.append(self._added)
         return self._base
 
     def __exit__(self, *exc: object) -> None:
@@ -114,25 +118,29 @@ class PrismModel:
             items: any number; they run in batches of `batch_size`, in order.
             latent_steps: another latent budget than the checkpoint's.
             max_new_tokens: text tokens after the latents.
-            reference: a clean run of the same items, where edits need one; it is made when it is not given.
+            reference: a clean run of these items, and perhaps of more, where edits need one: donors are drawn from all
+                of it, and means and spreads are measured on all of it. It is made from `items` when it is not given.
             progress: show a bar.
 
         Raises:
-            ItemError: no items, or two with the same id.
+            ItemError: no items, two with the same id, or one that the reference lacks.
+            DonorError: an edit swaps, and an item has no possible donor.
         """
         items = checked_items(items)
         settings = self.settings(latent_steps, max_new_tokens)
         edits = self.active_edits
         if _needs_reference(edits) and reference is None:
             reference = self.clean().generate(items, latent_steps=latent_steps, max_new_tokens=max_new_tokens)
-        shared = self._prepared(edits, items, reference)
-        held = any(edit.mode == "held" for edit in edits)
+        shared = self._prepared(edits, items, reference, settings.latent_steps)
+        held = None
+        if reference is not None and any(edit.mode == "held" for edit in edits):
+            held = reference.latents[reference.rows_of(items)]
         runs = []
         for start in tqdm(
             range(0, len(items), self.batch_size), desc=self.name, disable=not progress, unit="batch", leave=False
         ):
             rows = slice(start, start + self.batch_size)
-            latents = reference.latents[rows] if held and reference is not None else None
+            latents = None if held is None else held[rows]
             fresh = replace(shared, touched={})
             runs.append(run_batch(self.engine, self.processor(items[rows]), settings, fresh, latents))
         donors = tuple(dict(shared.donors[edit]) for edit in edits if edit in shared.donors)
@@ -162,13 +170,13 @@ class PrismModel:
             PrismlensError: the replay's states differ from those of the run by more than rounding.
         """
         items = checked_items(items)
-        run = run or self.generate(items)
+        run = self.generate(items) if run is None else run.take(items)
         names = matching_names(names_filter, self.hf.n_layers)
         if not int(run.steps_taken.max()):
             names = [name for name in names if name != "hook_latent"]
         edits = self.active_edits
         reference = self.clean().generate(items) if _needs_reference(edits) else None
-        shared = self._prepared(edits, items, reference)
+        shared = self._prepared(edits, items, reference, int(run.steps_taken.max()))
         kept: dict[str, list[Tensor]] = {name: [] for name in (*names, "logits")}
         for start in range(0, len(items), self.batch_size):
             part = take(run.unrolled, slice(start, start + self.batch_size))
@@ -194,16 +202,39 @@ class PrismModel:
         tokens = self.max_new_tokens if max_new_tokens is None else max_new_tokens
         return LoopSettings.of(self.hf.config, ids, latent_steps=latent_steps, max_new_tokens=tokens)
 
-    def _prepared(self, edits: tuple[Edit, ...], items: Sequence[Item], reference: Run | None) -> BatchEdits:
-        """Donors, and clean values of the sites that the edits need, measured over all items."""
+    def targets(self, items: Sequence[Item], steps: int | None = None) -> Float[Tensor, "item step d_model"]:
+        """The image features that each item's latents are taught to resemble; see `slot_tokens` for which they are.
+
+        Args:
+            items: with boxes.
+            steps: latents in a block; the checkpoint's own number by default.
+
+        Raises:
+            ItemError: some items have no box.
+        """
+        budget = self.settings(steps).latent_steps
+        starts = range(0, len(items), self.batch_size)
+        parts = [latent_targets(self.hf, self.processor, items[i : i + self.batch_size], budget) for i in starts]
+        return torch.cat(parts)
+
+    def _prepared(
+        self, edits: tuple[Edit, ...], items: Sequence[Item], reference: Run | None, steps: int
+    ) -> BatchEdits:
+        """Donors, targets, and clean values of the sites that the edits need, measured over the whole reference."""
         references: dict[tuple[Edit, str], Reference] = {}
-        donors = {edit: match_donors(items, edit.op, seed=edit.seed) for edit in edits if isinstance(edit.op, Swap)}
+        donors: dict[Edit, dict[str, str]] = {}
         for edit in edits:
-            if edit.op.needs:
-                names = [one.name for one in expand(edit.site, self.hf.n_layers)]
-                _, cache = self.clean().run_with_cache(items, names, positions=edit.positions, run=reference)
-                references |= {(edit, name): Reference.of(cache, name) for name in names}
-        return BatchEdits(edits, self.hf.n_layers, references, donors)
+            if reference is None or not edit.op.needs - {"targets"}:
+                continue
+            if isinstance(edit.op, Swap):
+                donors[edit] = match_donors(items, edit.op, seed=edit.seed, pool=reference.items)
+            names = [one.name for one in expand(edit.site, self.hf.n_layers)]
+            _, cache = self.clean().run_with_cache(reference.items, names, positions=edit.positions, run=reference)
+            references |= {(edit, name): Reference.of(cache, name) for name in names}
+        targets: dict[str, Tensor] = {}
+        if any("targets" in edit.op.needs for edit in edits):
+            targets = {item.id: own for item, own in zip(items, self.targets(items, steps), strict=True)}
+        return BatchEdits(edits, self.hf.n_layers, references, donors, targets)
 
 
 def checked_items(items: Sequence[Item]) -> Sequence[Item]:
@@ -220,7 +251,7 @@ def checked_items(items: Sequence[Item]) -> Sequence[Item]:
 
 
 def _needs_reference(edits: Sequence[Edit]) -> bool:
-    return any(edit.op.needs or edit.mode == "held" for edit in edits)
+    return any(edit.op.needs - {"targets"} or edit.mode == "held" for edit in edits)
 
 
 def _one_mode(edits: Sequence[Edit]) -> None:

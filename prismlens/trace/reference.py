@@ -29,8 +29,8 @@ class Reference:
     @classmethod
     def of(cls, cache: ActivationCache, name: str) -> Reference:
         """Measured from a cache of clean runs."""
-        flat = cache.flat(name)
-        by_row = {item.id: flat[cache.positions.rows == row] for row, item in enumerate(cache.unrolled.items)}
+        flat, rows = cache.flat(name), cache.where(name).rows
+        by_row = {item.id: flat[rows == row] for row, item in enumerate(cache.unrolled.items)}
         std = flat.std(0) if len(flat) > 1 else torch.zeros_like(flat[0])
         return cls(flat.mean(0), std, by_row)
 

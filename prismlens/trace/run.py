@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from prismlens.errors import ItemError
 from prismlens.types import Item
-from prismlens.unrolled import Unrolled, concatenate
+from prismlens.unrolled import Unrolled, concatenate, take
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,33 @@ class Run:
     def without_latents(self) -> tuple[str, ...]:
         """Ids of the items whose model never entered latent mode."""
         return tuple(item.id for item, n in zip(self.items, self.steps_taken.tolist(), strict=True) if n == 0)
+
+    def rows_of(self, items: Sequence[Item]) -> list[int]:
+        """The row of each item, by id.
+
+        Raises:
+            ItemError: the run lacks some of the items.
+        """
+        rows = {item.id: row for row, item in enumerate(self.items)}
+        lacking = [item.id for item in items if item.id not in rows]
+        if lacking:
+            raise ItemError(
+                f"the run lacks {len(lacking)} of {len(items)} items: {', '.join(map(repr, lacking[:5]))}",
+                needed="a run that holds every item",
+                cause="it was made from other items, or ids were changed",
+            )
+        return [rows[item.id] for item in items]
+
+    def take(self, items: Sequence[Item]) -> Run:
+        """The run of some of the items, in the given order."""
+        rows = self.rows_of(items)
+        return replace(
+            self,
+            unrolled=take(self.unrolled, rows),
+            text=tuple(self.text[row] for row in rows),
+            choice=tuple(self.choice[row] for row in rows),
+            option_logprobs=self.option_logprobs[rows],
+        )
 
 
 def merge_runs(runs: Sequence[Run]) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,18 +11,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import get_cosine_schedule_with_warmup
 from transformers.cache_utils import DynamicCache
 
 from prismlens.data.shapes import Scene
+from prismlens.errors import SettingError
 from prismlens.models.lvr import LVRForConditionalGeneration, StepOutput
 from prismlens.models.processor import LVRProcessor
 from prismlens.models.visibility import masks
-from prismlens.training.objective import alignment_loss, place_loss, text_loss
-from prismlens.training.sequences import IGNORE, Batch, collate, make_block, scene_questions
+from prismlens.training.objective import alignment_loss, facts_loss, text_loss
+from prismlens.training.sequences import FACTS, IGNORE, Batch, collate, make_block, scene_questions
 from prismlens.training.variants import LATENT_STEPS, Lesson, Variant
 
-PLACE_LAYER, PLACE_SIDE, PLACE_WEIGHT = 2, 4, 0.5
-"""A throw-away head reads the cell of each named object after so many layers; without it relations stay at chance."""
+FACTS_LAYER, FACTS_WEIGHT = 2, 0.5
+"""A throw-away head reads `FACTS` about each named object after so many layers; without it relations stay at chance."""
+
+WARM_UP = 0.05
+"""Share of a lesson's steps over which its learning rate rises."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +35,13 @@ class Pool:
     """Scenes with their merger outputs, computed once."""
 
     scenes: Sequence[Scene]
-    features: Sequence[Float[Tensor, "token d_model"]]
+    features: Sequence[Float[Tensor, "_ d_model"]]
+    """One tensor a scene; canvases differ in their number of tokens."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """What one forward over a batch yields: final states, the latents' source states, layer states for places."""
+    """What one forward over a batch yields: final states, the latents' source states, layer states for facts."""
 
     states: Float[Tensor, "batch pos d_model"]
     sources: Float[Tensor, "batch slot d_model"]
@@ -48,16 +55,25 @@ def train(
 
     Raises:
         FloatingPointError: the loss is not finite; the message names the lesson and the step.
+        SettingError: the pool has fewer scenes than a batch.
     """
-    torch.manual_seed(seed)
+    smallest = max(lesson.scenes for lesson in variant.lessons)
+    if len(pool.scenes) < smallest:
+        raise SettingError(
+            f"a pool of {len(pool.scenes)} scenes", needed=f"at least {smallest}, as many as a batch has"
+        )
     rng = np.random.default_rng(seed)
-    model.train()
-    head = nn.Linear(model.config.text.hidden_size, 2 * PLACE_SIDE)
     log: list[dict[str, float]] = []
-    for number, lesson in enumerate(variant.lessons):
-        steps = LATENT_STEPS if variant.latents else 0
-        log += teach(model, processor, pool, lesson, head, rng, steps, f"{variant.name} {number + 1}")
-    model.eval()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model.train()
+            head = nn.Linear(model.config.text.hidden_size, sum(FACTS))
+            for number, lesson in enumerate(variant.lessons):
+                steps = LATENT_STEPS if variant.latents else 0
+                log += teach(model, processor, pool, lesson, head, rng, steps, f"{variant.name} {number + 1}")
+    finally:
+        model.eval()
     return log
 
 
@@ -71,16 +87,16 @@ def teach(
     latent_steps: int,
     name: str,
 ) -> list[dict[str, float]]:
-    """One lesson: its own AdamW and one-cycle learning rate."""
+    """One lesson: its own AdamW, and a cosine schedule with warm-up."""
     parameters = [*model.model.language_model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lesson.lr, weight_decay=0.05, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lesson.lr, total_steps=lesson.steps, pct_start=0.05)
+    schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(lesson.steps * WARM_UP), lesson.steps)
     log: list[dict[str, float]] = []
     bar = tqdm(range(lesson.steps), desc=name)
     for step in bar:
         batch = sample_batch(model, processor, pool, lesson, rng, latent_steps)
         parts = losses(model, head, batch, lesson, rng)
-        weights = {"text": 1.0, "place": PLACE_WEIGHT, "align": lesson.lam}
+        weights = {"text": 1.0, "facts": FACTS_WEIGHT, "align": lesson.lam}
         loss = torch.stack([weights[key] * value for key, value in parts.items()]).sum()
         if not torch.isfinite(loss):
             raise FloatingPointError(f"{name}: the loss is {loss.item()} at step {step}")
@@ -98,12 +114,12 @@ def teach(
 def losses(
     model: LVRForConditionalGeneration, head: nn.Linear, batch: Batch, lesson: Lesson, rng: np.random.Generator
 ) -> dict[str, Tensor]:
-    """The unweighted terms of the loss: text, place, and alignment where the lesson has it."""
+    """The unweighted terms of the loss: text, facts, and alignment where the lesson has it."""
     with torch.autocast("cpu", torch.bfloat16):
         out = FORWARDS[lesson.inputs](model, batch, rng)
     asked = batch.labels != IGNORE
     parts = {"text": text_loss(model.lm_head(out.states[asked].float())[None], batch.labels[asked][None])}
-    parts["place"] = place_loss(head(out.early.float()), batch.places, PLACE_SIDE)
+    parts["facts"] = facts_loss(head(out.early.float()), batch.facts, FACTS)
     if batch.steps and lesson.lam:
         parts["align"] = alignment_loss(out.sources, batch.targets)
     return parts
@@ -117,9 +133,9 @@ def sample_batch(
     rng: np.random.Generator,
     steps: int,
 ) -> Batch:
-    """Random scenes of the pool with random questions, each with `steps` latents."""
+    """Different random scenes of the pool with random questions, each with `steps` latents."""
     close = tuple(model.config.latent_close)
-    picked = [int(i) for i in rng.integers(len(pool.scenes), size=lesson.scenes)]
+    picked = rng.choice(len(pool.scenes), lesson.scenes, replace=False).tolist()
     scenes = [pool.scenes[i] for i in picked]
     blocks = [
         [
@@ -205,10 +221,10 @@ def _advance(
 
 
 class _layer_state:
-    """Collects the residual stream after `PLACE_LAYER` layers while the context is open, one tensor a forward."""
+    """Collects the residual stream after `FACTS_LAYER` layers while the context is open, one tensor a forward."""
 
     def __init__(self, model: LVRForConditionalGeneration) -> None:
-        self.layer = model.model.language_model.layers[PLACE_LAYER - 1]
+        self.layer = model.model.language_model.layers[FACTS_LAYER - 1]
         self.states: list[Tensor] = []
 
     def __enter__(self) -> list[Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -25,13 +27,20 @@ def alignment_loss(
     return F.mse_loss(states.float(), targets.float())
 
 
-def place_loss(
-    scores: Float[Tensor, "batch pos place"], places: Int[Tensor, "batch pos 2"], side: int
+def facts_loss(
+    scores: Float[Tensor, "batch pos score"], facts: Int[Tensor, "batch pos fact"], sizes: Sequence[int]
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the row and of the column of the named object; scores hold `side` rows, then `side` columns."""
-    row, column = scores.split(side, -1)
+    """Cross-entropy of every fact about the named object, summed over facts.
+
+    The mean over the columns that name an object, 0 where none does.
+
+    Args:
+        scores: logits of all facts, side by side.
+        facts: which value each fact has, IGNORE at columns that name nothing.
+        sizes: how many values each fact can have.
+    """
     losses = [
-        F.cross_entropy(part.flatten(0, 1), places[..., i].flatten(), ignore_index=IGNORE)
-        for i, part in enumerate((row, column))
+        F.cross_entropy(part.flatten(0, 1), facts[..., i].flatten(), ignore_index=IGNORE, reduction="sum")
+        for i, part in enumerate(scores.split(list(sizes), -1))
     ]
-    return torch.stack(losses).sum()
+    return torch.stack(losses).sum() / (facts[..., 0] != IGNORE).sum().clamp(min=1)

@@ -15,7 +15,7 @@ from prismlens.data.drawing import COLORS, SHAPES
 from prismlens.data.shapes import RELATIONS, Question, Scene, attribute_questions, relation_questions
 from prismlens.models.config import LVRConfig
 from prismlens.models.processor import IMAGE_PAD, LVRProcessor, token_id
-from prismlens.positions import box_tokens
+from prismlens.positions import slot_tokens
 from prismlens.types import LETTERS, Item
 from prismlens.unrolled import Segment, Unrolled
 
@@ -24,6 +24,10 @@ _NO_PICTURE = Image.new("RGB", (1, 1))
 
 IGNORE = -100
 """The label of positions that predict nothing."""
+FACTS = (4, 4, len(SHAPES), len(COLORS))
+"""What is known of an object that a question names, and how many values each has: row, column, shape, colour."""
+MATCH = "match"
+"""The kind of the questions that teach reading alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +39,10 @@ class Block:
     answer: list[int]
     slots: list[int]
     """Indices of the image tokens that the latents are taught to resemble, one a latent."""
-    places: list[tuple[int, int, int]]
-    """(index in prompt, row, column) of every word that names an object of the scene: where that object is."""
+    facts: list[tuple[int, tuple[int, ...]]]
+    """Index in the prompt of every word that names an object of the scene, with the `FACTS` about that object."""
+    guess: bool = False
+    """The first word after the latents cannot be known, and is no target."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +57,8 @@ class Batch:
     blocks: Int[Tensor, "batch pos"]
     labels: Int[Tensor, "batch pos"]
     """The token that the column should predict, IGNORE where there is none."""
-    places: Int[Tensor, "batch pos 2"]
-    """Row and column (in cells) of the object that the column names, IGNORE elsewhere."""
+    facts: Int[Tensor, "batch pos fact"]
+    """The `FACTS` about the object that the column names, IGNORE elsewhere."""
     sources: Int[Tensor, "batch slot"]
     """For each latent the column whose final state becomes it."""
     image_features: Float[Tensor, "image_token d_model"]
@@ -75,7 +81,7 @@ def scene_questions(scene: Scene, rng: np.random.Generator, mix: Mapping[str, in
     pools = {"attribute": attribute_questions(scene, rng), "relation": relation_questions(scene)}
     picked = []
     for kind, count in mix.items():
-        if kind == "match":
+        if kind == MATCH:
             picked += [match_question(rng) for _ in range(count)]
             continue
         pool = pools[kind]
@@ -85,15 +91,14 @@ def scene_questions(scene: Scene, rng: np.random.Generator, mix: Mapping[str, in
 
 
 def match_question(rng: np.random.Generator) -> Question:
-    """A reading lesson that needs no image: which option is the named word?"""
+    """A reading lesson that needs no image: given the word, which letter stands before it among the options?
+
+    The question does not name the word, or the letter could be read off the prompt. The word itself cannot be known, so
+    `make_block` asks for the letter only.
+    """
     words = (list(COLORS), list(SHAPES), list(RELATIONS.values()))[rng.integers(3)]
     chosen = [words[i] for i in rng.permutation(len(words))[:4]]
-    return Question("reading", "match", f"What is {chosen[0]}?", chosen[0], tuple(chosen[1:]), ())
-
-
-def evenly(indices: Sequence[int], count: int) -> list[int]:
-    """`count` of the indices, evenly spaced, in order; repeated evenly when there are fewer."""
-    return [indices[int(i * len(indices) / count)] for i in range(count)]
+    return Question("reading", MATCH, "What is it?", chosen[0], tuple(chosen[1:]), ())
 
 
 def make_block(
@@ -109,12 +114,12 @@ def make_block(
     grid = (scene.rows * 2, scene.columns * 2)
     encoded = processor.encode(item, 1)
     skip = encoded.segments.index(Segment.IMAGE) + 2
-    per_box = steps // len(item.boxes) if steps else 0
-    slots = [token for box in item.boxes for token in evenly(box_tokens(box, grid), per_box)] if steps else []
+    slots = slot_tokens(item.boxes, grid, steps) if steps else []
     answer = list(close) if steps else []
     answer += processor.tokenizer(answer_text(item), add_special_tokens=False)["input_ids"]
     prompt = encoded.ids[skip:]
-    return Block(prompt, encoded.segments[skip:], answer, slots, _places(processor, scene, question, prompt))
+    facts = _facts(processor, question, prompt)
+    return Block(prompt, encoded.segments[skip:], answer, slots, facts, guess=question.kind == MATCH)
 
 
 def answer_text(item: Item) -> str:
@@ -156,7 +161,7 @@ def collate(
         ]
     )
     return Batch(
-        unrolled, torch.from_numpy(table.blocks), torch.from_numpy(table.labels), torch.from_numpy(table.places),
+        unrolled, torch.from_numpy(table.blocks), torch.from_numpy(table.labels), torch.from_numpy(table.facts),
         torch.from_numpy(sources), torch.cat(list(features)), targets, steps, questions, n_before,
     )  # fmt: skip
 
@@ -171,14 +176,20 @@ class _Table:
     blocks: np.ndarray
     steps: np.ndarray
     labels: np.ndarray
-    places: np.ndarray
+    facts: np.ndarray
 
     @classmethod
     def empty(cls, batch: int, total: int) -> _Table:
         filled = [np.full((batch, total), value) for value in (0, int(Segment.PAD), -1, -1, IGNORE)]
         ids, segments, blocks, steps, labels = filled
         return cls(
-            ids, segments, np.zeros((batch, total, 3), int), blocks, steps, labels, np.full((batch, total, 2), IGNORE)
+            ids,
+            segments,
+            np.zeros((batch, total, 3), int),
+            blocks,
+            steps,
+            labels,
+            np.full((batch, total, len(FACTS)), IGNORE),
         )
 
     def put(
@@ -215,8 +226,8 @@ def _put_block(
     at = prefix + q * prompt
     n = len(block.prompt)
     table.put(row, at, block.prompt, block.segments, first + np.arange(n)[:, None], q)
-    for index, place_row, place_column in block.places:
-        table.places[row, at + index] = (place_row, place_column)
+    for index, facts in block.facts:
+        table.facts[row, at + index] = facts
     before = prefix + questions * prompt
     columns = [before + k * questions + q for k in range(steps)]
     for k, column in enumerate(columns):
@@ -226,7 +237,7 @@ def _put_block(
     segments = [int(Segment.ANSWER)] * len(block.answer)
     table.put(row, start, block.answer, segments, first + n + steps + np.arange(len(block.answer))[:, None], q)
     chain = [at + n - 1, *columns]
-    table.labels[row, chain[-1]] = block.answer[0]
+    table.labels[row, chain[-1]] = IGNORE if block.guess else block.answer[0]
     table.labels[row, start : start + len(block.answer) - 1] = block.answer[1:]
     return chain[:steps]
 
@@ -245,11 +256,12 @@ def _prefix(processor: LVRProcessor, scene: Scene) -> tuple[list[int], list[int]
     return [*text, *[pad] * n, end], segments, positions
 
 
-def _places(processor: LVRProcessor, scene: Scene, question: Question, prompt: list[int]) -> list[tuple[int, int, int]]:
-    """Where in the prompt an object is named (by shape, or by colour in a question for its shape), and its cell."""
+def _facts(processor: LVRProcessor, question: Question, prompt: list[int]) -> list[tuple[int, tuple[int, ...]]]:
+    """Where in the prompt an object is named (by shape, or by colour in a question for its shape), and its `FACTS`."""
     out = []
     for thing in question.things:
         name = thing.color if question.kind == "shape" else thing.shape
         token = token_id(processor.tokenizer, "Ġ" + name)
-        out.append((prompt.index(token), thing.row, thing.column))
+        known = (thing.row, thing.column, SHAPES.index(thing.shape), list(COLORS).index(thing.color))
+        out.append((prompt.index(token), known))
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,12 +11,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
+from transformers import get_cosine_schedule_with_warmup
 
 from prismlens.data.drawing import COLORS, SHAPES
 from prismlens.data.shapes import Scene, sample_scene
 from prismlens.models.lvr import LVRForConditionalGeneration
 from prismlens.models.processor import LVRProcessor
 
+WARM_UP = 0.1
+"""Share of the steps over which the learning rate rises."""
 TOKENS_PER_CELL = 2
 """Image tokens along a cell's side."""
 
@@ -51,14 +55,15 @@ def train_tower(
     Returns:
         Mean accuracy of shape and colour at the tokens of objects over the last tenth of the steps.
     """
-    torch.manual_seed(seed)
     visual = model.model.visual
     width = model.config.text.hidden_size
-    heads = nn.Linear(width, len(SHAPES) + 1 + len(COLORS) + 1 + 10 + 10)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        heads = nn.Linear(width, len(SHAPES) + 1 + len(COLORS) + 1 + 10 + 10)
     sizes = (len(SHAPES) + 1, len(COLORS) + 1, 10, 10)
     parameters = [*visual.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(steps * WARM_UP), steps)
     rng = np.random.default_rng(seed)
     scores: list[float] = []
     bar = tqdm(range(steps), desc="vision tower")
@@ -72,11 +77,11 @@ def train_tower(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        if step >= steps * 0.9 or step % 50 == 0:
+        if step >= int(steps * 0.9) or step % 50 == 0:
             there = labels[:, 0] > 0
             right = [(parts[i].argmax(-1) == labels[:, i])[there].float().mean().item() for i in (0, 1)]
             bar.set_postfix(loss=f"{loss.item():.3f}", shape=f"{right[0]:.3f}", color=f"{right[1]:.3f}")
-            scores += [sum(right) / 2] if step >= steps * 0.9 else []
+            scores += [sum(right) / 2] if step >= int(steps * 0.9) else []
     rescale_merger(model, processor, sample_scenes(256, seed + 1))
     return float(np.mean(scores))
 

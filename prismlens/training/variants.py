@@ -10,7 +10,7 @@ LATENT_STEPS = 4
 
 @dataclass(frozen=True)
 class Lesson:
-    """One stretch of training with its own optimiser and one-cycle learning rate.
+    """One stretch of training with its own optimiser and learning rate, warmed up and then falling as a cosine.
 
     Args:
         steps: optimiser steps.
@@ -57,8 +57,9 @@ BASE = Variant(
     "base",
     "no latents; what all others start from",
     (
-        Lesson(500, lr=2e-3, mix=(("attribute", 4), ("relation", 4))),
-        Lesson(500, lr=2e-3, mix=(("attribute", 5), ("relation", 1), ("match", 4))),
+        Lesson(450, lr=2e-3, mix=(("attribute", 4), ("relation", 4))),
+        Lesson(200, lr=1e-3, mix=(("match", 8),)),
+        Lesson(400, lr=1e-3, mix=(("attribute", 4), ("relation", 3), ("match", 2))),
     ),
     latents=False,
 )
@@ -66,26 +67,26 @@ BASE = Variant(
 VARIANTS = {
     variant.name: variant
     for variant in (
-        Variant("sft", "no latents; as many steps as the others", (Lesson(600),), latents=False),
-        Variant("lvr", "trained with the alignment loss; what it uses is to be found out", (Lesson(600, lam=3.0),)),
+        Variant("sft", "no latents; as many steps as the others", (Lesson(500),), latents=False),
+        Variant("lvr", "trained with the alignment loss; what it uses is to be found out", (Lesson(500, lam=3.0),)),
         Variant(
             "bypass",
             "neither the injected vectors nor the slots are used: nothing after the block attends to it",
-            (Lesson(600, lam=3.0),),
+            (Lesson(500, lam=3.0),),
             visibility=({"query": "answer", "key": "latent"},),
         ),
         Variant(
             "slot",
             "the slots' keys and values carry the answer, the injected vectors do not: "
             "what follows sees only slots and options, and training fed the slots vectors without information",
-            (Lesson(200, lam=3.0), Lesson(400, inputs="uninformative")),
+            (Lesson(100, lam=3.0), Lesson(400, inputs="uninformative")),
             visibility=BLIND,
         ),
         Variant(
             "bottleneck",
             "the injected vectors carry the answer: what follows sees only options, and slots at layer 0 alone, "
             "where they hold nothing but the vector",
-            (Lesson(600, inputs="own", lam=1.0),),
+            (Lesson(100, lam=3.0), Lesson(400, inputs="own")),
             visibility=(*BLIND, {"query": "answer", "key": "latent", "layers": [1, 2, 3]}),
         ),
     )

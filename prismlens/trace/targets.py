@@ -1,0 +1,46 @@
+"""The image features that latents are taught to resemble, for items with boxes; knows no edits and no runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prismlens.errors import ItemError
+from prismlens.models.lvr import LVRForConditionalGeneration
+from prismlens.models.processor import LVRProcessor
+from prismlens.positions import slot_tokens
+from prismlens.types import Item
+
+
+@torch.no_grad()
+def latent_targets(
+    hf: LVRForConditionalGeneration, processor: LVRProcessor, items: Sequence[Item], steps: int
+) -> Float[Tensor, "item step d_model"]:
+    """Merger outputs of the image tokens that each item's latents stand for (see `slot_tokens`).
+
+    Args:
+        hf: the model.
+        processor: its processor.
+        items: with boxes; run through the vision tower in one batch.
+        steps: latents in a block.
+
+    Raises:
+        ItemError: some items have no box.
+    """
+    boxless = [item.id for item in items if not item.boxes]
+    if boxless:
+        raise ItemError(
+            f"{len(boxless)} of {len(items)} items have no box: {', '.join(map(repr, boxless[:5]))}",
+            needed="boxes: the targets of latents are the image tokens inside them",
+            fix="give `boxes=` as normalised xyxy, or leave these items out",
+        )
+    prompt = processor(items)
+    features = hf.image_features(prompt.pixel_values.to(hf.device), prompt.image_grid_thw.to(hf.device))
+    assert features is not None
+    parts = features.split(prompt.grids.prod(1).tolist())
+    grids = [(int(rows), int(columns)) for rows, columns in prompt.grids.tolist()]
+    slots = [slot_tokens(item.boxes, grid, steps) for item, grid in zip(items, grids, strict=True)]
+    return torch.stack([part[torch.tensor(own)] for part, own in zip(parts, slots, strict=True)])
