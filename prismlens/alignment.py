@@ -11,10 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 import prismlens.stats as stats
+from prismlens.errors import RoleError
 from prismlens.interventions import Edit, Oracle, Swap, match_donors
 from prismlens.metrics import cosine, mse
 from prismlens.positions import latent
-from prismlens.trace import PrismModel
+from prismlens.trace import PrismModel, Run
 from prismlens.types import Item
 
 STATES = "ln_final.hook_normalized"
@@ -73,13 +74,14 @@ def alignment(model: PrismModel, items: Sequence[Item], *, seed: int = 0, on_mis
     Raises:
         ItemError: some items have no box.
         DonorError: some item has no other item to compare with.
-        RoleError: the model emitted no latents for some item.
+        RoleError: the model emitted no latents for some item, or another number than the checkpoint's.
     """
     others = match_donors(items, Swap(donor="different-answer"), seed=seed, on_missing=on_missing)
     kept = [item for item in items if item.id in others]
     steps = model.settings().latent_steps
     every = dict(zip((item.id for item in items), model.targets(items, steps), strict=True))
     run = model.generate(kept)
+    _refuse_uneven(run, steps)
     forced = model.edited(Edit(Oracle(), mode="held"))
     states = {}
     for mode, asked in ((FREE, model), (FORCED, forced)):
@@ -87,6 +89,19 @@ def alignment(model: PrismModel, items: Sequence[Item], *, seed: int = 0, on_mis
         states[mode] = cache[STATES]
     rows = [row for mode, values in states.items() for row in _rows(kept, mode, values, every, others)]
     return Alignment(pd.DataFrame(rows), others.dropped, seed)
+
+
+def _refuse_uneven(run: Run, steps: int) -> None:
+    """A RoleError where an item's latents and its targets differ in number; none at all is `latent.source`'s to say."""
+    uneven = [item.id for item, n in zip(run.items, run.steps_taken.tolist(), strict=True) if n not in (0, steps)]
+    if uneven:
+        raise RoleError(
+            f"{len(uneven)} of {len(run.items)} items have more or fewer than {steps} latents: "
+            f"{', '.join(map(repr, uneven[:5]))}",
+            needed="one latent for each target",
+            cause="the model itself decides when a block ends, or entered a second one",
+            fix="leave these items out, or load the model with a fixed number of steps",
+        )
 
 
 def _rows(

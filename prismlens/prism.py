@@ -16,6 +16,12 @@ from prismlens.trace import PrismModel
 from prismlens.types import Item
 from prismlens.verdict import Verdict, judge
 
+COUNTED = {
+    "items_without_latents": "items whose model emitted no latents",
+    "unparsed_clean": "items whose clean answer names no option, counted as wrong",
+}
+"""What a reader must know about single items: key of the manifest -> words."""
+
 
 @dataclass(frozen=True, eq=False)
 class Report:
@@ -32,8 +38,13 @@ class Report:
         return self.corruption.frame()
 
     def table(self) -> str:
-        """The frame as text to read, the items that were left out named below it."""
-        return render(self.frame(), self.title, self.corruption.left_out)
+        """The frame as text to read; below it the items that were left out, without latents, or without an answer."""
+        manifest = self.corruption.results.manifest
+        counted = [(label, manifest[key]) for key, label in COUNTED.items() if manifest[key]]
+        notes = [
+            f"{label} ({len(ids)}): {', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}\n" for label, ids in counted
+        ]
+        return render(self.frame(), self.title, self.corruption.left_out) + "".join(notes)
 
     @property
     def title(self) -> str:

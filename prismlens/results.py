@@ -106,9 +106,10 @@ class Results:
 
 
 def environment_manifest() -> dict[str, str | None]:
-    """Versions of Python and of the libraries that decide the numbers (None where not installed), and the platform."""
+    """Versions of Python and of the libraries that decide the numbers (None where not installed), system, processor."""
     versions = {name: _version(name) for name in RECORDED}
-    return {"python": platform.python_version(), "platform": platform.platform(), **versions}
+    where = f"{platform.system()} {platform.machine()}"
+    return {"python": platform.python_version(), "platform": where, **versions}
 
 
 def _version(name: str) -> str | None:

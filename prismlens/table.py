@@ -60,9 +60,10 @@ def render(frame: pd.DataFrame, title: str, left_out: Mapping[str, Sequence[str]
         title_style="bold",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        show_edge=False,
         collapse_padding=True,
     )
-    table.add_column("condition", no_wrap=True)
+    table.add_column("condition", overflow="fold")  # a long name gives way, never a number
     for heading in CELLS:
         table.add_column(heading, justify="right", no_wrap=True)
     lines: list[dict[str, Any]] = frame.reset_index().to_dict("records")

@@ -52,6 +52,10 @@ class Item:
             object.__setattr__(self, "image", Path(self.image))
         object.__setattr__(self, "options", tuple(self.options))
         object.__setattr__(self, "boxes", tuple(_checked_box(box, self.id) for box in self.boxes))
+        if len(self.options) > len(LETTERS):
+            raise ItemError(
+                f"item {self.id!r} has {len(self.options)} options", needed=f"at most {len(LETTERS)} (A to Z)"
+            )
         if not self.question.strip():
             raise ItemError(f"item {self.id!r} has an empty question", needed="some text", fix="give `question=`")
         if self.answer is not None and self.answer not in self.letters:

@@ -58,7 +58,9 @@ def judge(frame: pd.DataFrame, part: str, majority: float, margin: float) -> Jud
     2. *undecided* where the part has no condition that could be tested;
     3. *load-bearing* where every condition that removes what is particular to the item lowers accuracy significantly,
        down to an interval that reaches the majority rate or lies below it;
-    4. *bypassed* where every condition, noise included, is equivalent to the clean run within the margin;
+    4. *bypassed* where every condition, noise included, is equivalent to the clean run within the margin, at least one
+       removes what is particular to the item, and, where not one item changed, there were items enough to find a change
+       of the size of the margin;
     5. *partly* where some condition lowers accuracy significantly;
     6. *undecided* otherwise.
 
@@ -83,7 +85,7 @@ def judge(frame: pd.DataFrame, part: str, majority: float, margin: float) -> Jud
     removing = [line for line in tested if line["removes"]]
     if removing and all(line in lower and line["low"] <= majority for line in removing):
         return Judgement(LOAD_BEARING, f"without them accuracy falls to {_range(removing)} (majority {majority:.3f})")
-    if all(line["equivalent"] for line in tested):
+    if removing and all(_same(line, margin) for line in tested):
         return Judgement(BYPASSED, _none(tested, margin))
     if lower:
         return Judgement(PARTLY, _deepest(lower, tested))
@@ -92,6 +94,12 @@ def judge(frame: pd.DataFrame, part: str, majority: float, margin: float) -> Jud
         f"no significant loss, and not equivalent within {margin:.3f}: effects smaller than "
         f"{max(line['detectable'] for line in tested):.3f} could not be found with these items",
     )
+
+
+def _same(line: Mapping[str, Any], margin: float) -> bool:
+    """Whether a condition is shown to change nothing. Where no item changed the test itself has nothing to go by."""
+    varies = line["change_low"] < line["change_high"]
+    return bool(line["equivalent"]) and bool(varies or line["detectable"] <= margin)
 
 
 def _range(lines: Sequence[Mapping[str, Any]]) -> str:

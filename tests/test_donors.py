@@ -105,3 +105,37 @@ def test_unknown_answers_missing_groups_and_repeated_ids_are_named() -> None:
         match_donors([Item(PICTURE, "?"), Item(PICTURE, "?")], Swap(), seed=0)
     with pytest.raises(DonorError, match="on_missing='skip'"):
         match_donors(unknown, Swap(), seed=0, on_missing="skip")
+
+
+def test_donors_come_from_the_pool_alone() -> None:
+    items, pool = made(60)[:8], made(60)[20:]
+    donors = match_donors(items, Swap(), seed=0, pool=pool)
+    assert set(donors) == {item.id for item in items} and set(donors.values()) <= {item.id for item in pool}
+    assert donors != match_donors(items, Swap(), seed=0)
+    with pytest.raises(DonorError, match="finds no donor for 8 of 8 items"):
+        match_donors(items, Swap(), seed=0, pool=[])
+    assert match_donors(items, Swap(), seed=0, pool=[], on_missing="drop").dropped == tuple(item.id for item in items)
+
+
+def test_with_the_whole_as_the_pool_a_part_of_the_items_keeps_its_donors() -> None:
+    """What a batch, or a process, gives its items does not depend on which others it has."""
+    items = made()
+    whole = match_donors(items, Swap("answer-in-options"), seed=3)
+    for part in (items[:1], items[10:25], items[::-7]):
+        again = match_donors(part, Swap("answer-in-options"), seed=3, pool=random.Random(0).sample(items, len(items)))
+        assert again == {item.id: whole[item.id] for item in part}
+
+
+def test_an_item_in_the_pool_is_not_its_own_donor_and_may_be_one_without_having_one() -> None:
+    one, two = (Item(PICTURE, "?", ("red", "blue"), letter, group=letter, id=letter) for letter in "AB")
+    outside = Item(PICTURE, "?", ("red", "x", "y"), "A", group="o", id="o")
+    donors = match_donors([one, two, outside], Swap("answer-in-options"), seed=0, on_missing="drop")
+    assert donors.dropped == ("o",) and "o" not in donors
+    drawn = {match_donors([two], Swap("answer-in-options"), seed=s, pool=[one, two, outside])["B"] for s in range(20)}
+    assert drawn == {"A", "o"}
+
+
+def test_a_repeated_id_in_the_pool_is_refused() -> None:
+    items = made(8)
+    with pytest.raises(DonorError, match="1 ids belong to more than one item: 'item-7'"):
+        match_donors(items[:4], Swap(), seed=0, pool=[*items, items[7]])

@@ -8,7 +8,7 @@ import torch
 
 from prismlens.training import fit
 from prismlens.training.fit import FORWARDS, Pool, forced_pass, own_pass, sample_batch, train, uninformative
-from prismlens.training.sequences import FACTS, IGNORE, Batch
+from prismlens.training.sequences import IGNORE, Batch
 from prismlens.training.tower import scene_features
 from prismlens.training.variants import VARIANTS, Lesson, Variant
 from tests.test_training_sequences import STEPS, Case, alone, case_of, columns, model_of, relative, replayed, scene_on
@@ -38,8 +38,9 @@ def test_forcing_the_models_own_latents_gives_the_states_of_the_loop(case):
     batch, valid = case.batch, case.batch.unrolled.valid
     own = own_pass(case.model, batch, RNG)
     again = forced_pass(case.model, batch, own.sources)
-    for name in ("states", "early"):
-        assert relative(getattr(again, name)[valid], getattr(own, name)[valid]) < 1e-5
+    assert relative(again.states[valid], own.states[valid]) < 1e-5
+    for layer, states in own.after.items():
+        assert relative(again.after[layer][valid], states[valid]) < 1e-5
     assert relative(again.sources, own.sources) < 1e-5
     taught = forced_pass(case.model, batch, batch.targets)
     assert relative(taught.states[valid], own.states[valid]) > 1e-3
@@ -53,7 +54,7 @@ def test_early_states_are_those_after_the_second_layer():
     handle = layers[2].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     out = forced_pass(case.model, case.batch, case.batch.targets)
     handle.remove()
-    assert torch.equal(out.early, seen[0])
+    assert torch.equal(out.after[fit.FACTS_LAYER], seen[0])
     assert not layers[1]._forward_hooks, "the pass takes its own hook away"
 
 
@@ -158,6 +159,37 @@ def test_text_and_alignment_losses_fall_when_a_few_scenes_are_repeated():
     assert log[-1]["align"] < log[0]["align"]
 
 
+def test_the_words_head_reads_each_questions_answer_off_its_own_slots():
+    case = case_of("slot")
+    heads = fit.Heads(128, case.model.config.text.vocab_size)
+    lesson = replace(SHORT, inputs="target", words=True)
+    parts = fit.losses(case.model, heads, case.batch, lesson, RNG)
+    with torch.no_grad():
+        out = forced_pass(case.model, case.batch, case.batch.targets)
+    tokenizer, surprises = case.processor.tokenizer, []
+    for row, q in case.places:
+        word = tokenizer(f" {case.questions[row][q].content}")["input_ids"][0]
+        assert case.batch.words[row, q] == word
+        slots = (case.batch.unrolled.steps[row] >= 0) & (case.batch.blocks[row] == q)
+        scores = heads.words(out.after[fit.WORDS_LAYER][row, slots]).log_softmax(-1)
+        surprises.append(-scores[:, word])
+    assert parts["words"].item() == pytest.approx(torch.cat(surprises).mean().item(), rel=0.02), "bfloat16"
+
+
+def test_states_after_a_layer_are_what_that_layer_returns():
+    case = case_of("lvr")
+    seen: list[torch.Tensor] = []
+    layer = case.model.model.language_model.layers[fit.WORDS_LAYER - 1]
+    handle = layer.register_forward_hook(lambda module, args, output: seen.append(output))
+    try:
+        out = forced_pass(case.model, case.batch, case.batch.targets)
+    finally:
+        handle.remove()
+    assert torch.equal(out.after[fit.WORDS_LAYER], seen[0])
+    assert not torch.equal(out.after[fit.FACTS_LAYER], seen[0])
+    assert not layer._forward_hooks, "the collecting hooks are gone"
+
+
 @pytest.mark.parametrize("lam", [0.5, 3.0])
 def test_the_loss_is_text_plus_half_of_facts_plus_lambda_times_alignment(lam: float, monkeypatch: pytest.MonkeyPatch):
     seen: list[float] = []
@@ -174,8 +206,8 @@ def test_the_loss_is_text_plus_half_of_facts_plus_lambda_times_alignment(lam: fl
 
 def test_losses_are_float32_although_the_forward_runs_in_bfloat16():
     case = case_of("lvr")
-    head = torch.nn.Linear(128, sum(FACTS))
-    parts = fit.losses(case.model, head, case.batch, SHORT, RNG)
+    heads = fit.Heads(128, case.model.config.text.vocab_size)
+    parts = fit.losses(case.model, heads, case.batch, SHORT, RNG)
     assert set(parts) == {"text", "facts", "align"} and {value.dtype for value in parts.values()} == {torch.float32}
     with torch.no_grad():
         out = forced_pass(case.model, case.batch, case.batch.targets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -10,15 +11,19 @@ import torch
 from tqdm.auto import tqdm
 
 from prismlens.data.load import require_letters
-from prismlens.errors import EditError
+from prismlens.errors import EditError, SettingError
 from prismlens.experiment.records import records
-from prismlens.interventions import Cut, Edit, Swap, match_donors
+from prismlens.interventions import Cut, Edit, Identity, Swap, match_donors
+from prismlens.interventions.donors import ON_MISSING
+from prismlens.positions import question
 from prismlens.results import Results, environment_manifest
 from prismlens.trace import PrismModel, Run
 from prismlens.types import Item
 
 CLEAN = "clean"
 """The name of the condition without edits."""
+NOTHING = Edit(Identity(), positions=question, site="blocks.0.hook_resid_pre")
+"""An edit that every item has the positions for, and that changes nothing."""
 
 
 def run_conditions(
@@ -46,33 +51,49 @@ def run_conditions(
         letter), ``kl_to_clean`` (over the options, from clean to condition), ``latent_cosine_to_clean`` (mean over
         steps); ``same_latents, same_output`` (bit for bit: the model's own vectors before any edit; the text and the
         options' log-probabilities); ``steps_taken``; ``donor, donor_content, outcome`` (``follow``, ``stay`` or
-        ``other``) where there is a donor; ``text``.
+        ``other``) where the condition swaps; ``text``. Where items are left out, "clean" is a clean run of the others
+        alone: the last bits of a number depend on what else is in its batch.
 
     Raises:
         ItemError: an item without options or answer.
-        EditError: a condition is called ``"clean"``, has no edits, or swaps twice.
+        EditError: a condition is called ``"clean"``, has no edits, swaps twice, or mixes modes.
+        SiteError: an edit's site does not exist in the model.
+        SettingError: `on_missing` is neither of the two.
         DonorError: an item has no possible donor.
         RoleError: an item lacks the positions of an edit.
     """
     require_letters(items)
-    _check(conditions)
+    _check(conditions, on_missing)
+    views = {name: model.edited(*edits) for name, edits in conditions.items()}
     if on_missing == "raise":
         for edits in conditions.values():  # before anything runs
             _with_donors(items, edits, on_missing)
     clean = model.generate(items)
     reference = model.clean().generate(items) if model.active_edits else clean
-    rows = records(CLEAN, clean, clean)
+    rows = records(CLEAN, clean, clean, {})
     left_out: dict[str, list[str]] = {}
     for name, edits in tqdm(conditions.items(), desc=f"{model.name}: conditions", disable=not progress):
         able = _with_positions(clean, edits) if on_missing == "drop" else list(items)
         kept = _with_donors(able, edits, on_missing)
+        before = clean
         if len(kept) < len(items):
             left_out[name] = sorted({item.id for item in items} - {item.id for item in kept})
         if kept:
-            run = model.edited(*edits).generate(kept, reference=reference.take(able))
-            rows += records(name, run, clean)
+            known = reference.take(able)
+            run = views[name].generate(kept, reference=known)
+            if name in left_out:
+                before = model.edited(replace(NOTHING, mode=edits[0].mode)).generate(kept, reference=known)
+            rows += records(name, run, before, _donors_of(run, edits, items))
     manifest = _manifest(model, items, conditions, clean) | {"left_out": left_out}
     return Results(pd.DataFrame(rows), manifest)
+
+
+def _donors_of(run: Run, edits: Sequence[Edit], items: Sequence[Item]) -> dict[str, Item]:
+    """Item id -> donor in the condition's own swap, which comes after any that the model had."""
+    if not any(isinstance(edit.op, Swap) for edit in edits):
+        return {}
+    by_id = {item.id: item for item in items}
+    return {name: by_id[donor] for name, donor in run.donors[-1].items()}
 
 
 def _with_positions(clean: Run, edits: Sequence[Edit]) -> list[Item]:
@@ -111,8 +132,10 @@ def _manifest(
     }  # fmt: skip
 
 
-def _check(conditions: Mapping[str, Sequence[Edit]]) -> None:
+def _check(conditions: Mapping[str, Sequence[Edit]], on_missing: str) -> None:
     """Refuse conditions that say nothing, and those whose rows could not name one donor."""
+    if on_missing not in ON_MISSING:
+        raise SettingError(f"on_missing={on_missing!r}", needed=f"one of {', '.join(map(repr, ON_MISSING))}")
     if not conditions:
         raise EditError("no conditions were given", needed="at least one: a name and its edits")
     for name, edits in conditions.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,18 +11,22 @@ from torch import Tensor
 
 from prismlens.metrics import cosine, kl_over_options, margin
 from prismlens.trace import Run
-from prismlens.types import LETTERS
+from prismlens.types import LETTERS, Item
 
 
-def records(condition: str, run: Run, clean: Run) -> list[dict[str, Any]]:
-    """The condition's row for every item of its run; the clean run may hold more items."""
-    before = clean.take(run.items)
-    scores = {name: values.tolist() for name, values in _scores(run, before).items()}
-    donors = run.donors[0] if run.donors else {}
-    by_id = {item.id: item for item in clean.items}
+def records(condition: str, run: Run, clean: Run, donors: Mapping[str, Item]) -> list[dict[str, Any]]:
+    """The condition's row for every item of its run.
+
+    Args:
+        condition: its name.
+        run: under the condition.
+        clean: the clean run to compare with; it may hold more items.
+        donors: item id -> donor, where the condition swaps.
+    """
+    scores = {name: values.tolist() for name, values in _scores(run, clean.take(run.items)).items()}
     out = []
     for row, item in enumerate(run.items):
-        donor = by_id[donors[item.id]] if item.id in donors else None
+        donor = donors.get(item.id)
         choice = run.choice[row]
         chosen = None if choice is None else item.options[LETTERS.index(choice)]
         out.append(
@@ -46,7 +51,10 @@ def outcome(chosen: str | None, own: str | None, donor: str | None) -> str:
 
 
 def _scores(run: Run, clean: Run) -> dict[str, Tensor]:
-    """Measures of every item against its own clean run; NaN where either has no answer, or no latents."""
+    """Measures of every item against its own clean run; NaN where either has no answer, or no latents.
+
+    The cosine is the mean over the steps that both took: beyond them the vectors are padding, whose cosine is NaN.
+    """
     batch = len(run.items)
     right = torch.tensor([LETTERS.index(item.answer or "A") for item in run.items])
     names = ("letter_logprob", "margin", "kl_to_clean", "latent_cosine_to_clean")
@@ -59,7 +67,7 @@ def _scores(run: Run, clean: Run) -> dict[str, Tensor]:
     out["kl_to_clean"][both] = kl_over_options(before[both], scores[both]).float()
     steps = min(run.latents.shape[1], clean.latents.shape[1])
     if steps:
-        out["latent_cosine_to_clean"] = cosine(run.latents[:, :steps], clean.latents[:, :steps]).mean(1).cpu()
+        out["latent_cosine_to_clean"] = cosine(run.latents[:, :steps], clean.latents[:, :steps]).nanmean(1).cpu()
     same_count = (run.steps_taken == clean.steps_taken).cpu()
     same_vectors = (run.latents[:, :steps] == clean.latents[:, :steps]).all((1, 2)).cpu()
     same_text = torch.tensor([mine == theirs for mine, theirs in zip(run.text, clean.text, strict=True)])

@@ -8,12 +8,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
+from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from prismlens.errors import CheckpointError
@@ -171,7 +172,8 @@ def _read_config(source: str | Path, name: str) -> LVRConfig:
 
 def _read_weights(source: str | Path, config: LVRConfig, dtype: torch.dtype, name: str) -> LVRForConditionalGeneration:
     """The model, every parameter of it from the files and nothing in the files left over."""
-    with _explained(f"the weights of {name!r}", needed=f"whole {SAFE} files that fit config.json"):
+    small = _quiet() if name.startswith(PREFIX) else nullcontext()
+    with small, _explained(f"the weights of {name!r}", needed=f"whole {SAFE} files that fit config.json"):
         _refuse_pickled(name, [file for file in _named_files(source, config) if not file.endswith(SAFE)])
         # Mismatched shapes are collected, to be refused below under their names.
         loaded: Any = LVRForConditionalGeneration.from_pretrained(
@@ -192,6 +194,18 @@ def _read_weights(source: str | Path, config: LVRConfig, dtype: torch.dtype, nam
             fix="fetch the folder again, and check that config.json and weights belong together",
         )
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bar, which a shipped model's few files need not have."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _named_files(source: str | Path, config: LVRConfig) -> list[str]:

@@ -51,7 +51,7 @@ def run_batch(
 
     inner = _editing_forward(engine, edits)
     run = unroll(engine.hf, prompt, settings, forward=recording, held=held, rules=edits.rules())
-    finished = _finished(engine.processor, run, torch.stack(scores, 1))
+    finished = _finished(engine.processor, run, torch.stack(scores, 1), settings.latent_steps)
     edits.audit(finished.unrolled, run.n_prompt + len(scores) - 1)
     return finished
 
@@ -104,7 +104,9 @@ def _letter_logprobs(
     return torch.stack(columns, 1) if columns else logprobs[:, :0]
 
 
-def _finished(processor: LVRProcessor, run: Unrolled, scores: Float[Tensor, "batch forward option"]) -> Run:
+def _finished(
+    processor: LVRProcessor, run: Unrolled, scores: Float[Tensor, "batch forward option"], latent_steps: int
+) -> Run:
     """Find where each answer starts, read the choices, and keep the options' log-probabilities there."""
     firsts, texts, choices = [], [], []
     options = torch.full((len(run.items), scores.shape[2]), float("nan"), device=scores.device)
@@ -120,7 +122,7 @@ def _finished(processor: LVRProcessor, run: Unrolled, scores: Float[Tensor, "bat
             options[row] = float("-inf")
             options[row, : len(item.letters)] = scores[row, firsts[-1] - run.n_prompt, : len(item.letters)]
     finished = replace(run, answer_first=torch.tensor(firsts, device=run.device))
-    return Run(finished, tuple(texts), tuple(choices), options)
+    return Run(finished, tuple(texts), tuple(choices), options, latent_steps)
 
 
 def _check_replay(run: Unrolled, hidden: Float[Tensor, "batch pos d"], steps: int | None) -> None:

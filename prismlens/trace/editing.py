@@ -118,9 +118,7 @@ class BatchEdits:
             chosen = self.donors[edit]
             donors = torch.stack([reference.donor(i, chosen[i], k) for i, k in zip(ids, which, strict=True)])
         steps = run.steps[rows, columns]
-        targets = None
-        if "targets" in edit.op.needs:
-            targets = torch.stack([self.targets[i][k] for i, k in zip(ids, steps.tolist(), strict=True)])
+        targets = self._targets(edit, ids, steps.tolist()) if "targets" in edit.op.needs else None
         return Context(
             item_ids=ids,
             steps=steps,
@@ -132,6 +130,18 @@ class BatchEdits:
             site=site.name,
             offsets=(run.valid.long().cumsum(1) - 1)[rows, columns],
         )
+
+    def _targets(self, edit: Edit, ids: Sequence[str], steps: Sequence[int]) -> Float[Tensor, "n d_model"]:
+        """The target of each selected latent."""
+        beyond = sorted({i for i, k in zip(ids, steps, strict=True) if not 0 <= k < len(self.targets[i])})
+        if beyond:
+            raise EditError(
+                f"{edit} has no target for some positions of {len(beyond)} items: {', '.join(beyond[:5])}",
+                needed="latents of one block, within its budget",
+                cause="the role names other positions too, or the model entered a second block",
+                fix=f"choose latent, or latent[:{len(next(iter(self.targets.values())))}]",
+            )
+        return torch.stack([self.targets[i][k] for i, k in zip(ids, steps, strict=True)])
 
 
 def _rule(edit: Edit) -> Rule:

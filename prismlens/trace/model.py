@@ -175,8 +175,9 @@ class PrismModel:
         if not int(run.steps_taken.max()):
             names = [name for name in names if name != "hook_latent"]
         edits = self.active_edits
-        reference = self.clean().generate(items) if _needs_reference(edits) else None
-        shared = self._prepared(edits, items, reference, int(run.steps_taken.max()))
+        measured = any(edit.op.needs - {"targets"} for edit in edits)
+        reference = self.clean().generate(items, latent_steps=run.latent_steps) if measured else None
+        shared = self._prepared(edits, items, reference, run.latent_steps)
         kept: dict[str, list[Tensor]] = {name: [] for name in (*names, "logits")}
         for start in range(0, len(items), self.batch_size):
             part = take(run.unrolled, slice(start, start + self.batch_size))

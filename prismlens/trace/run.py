@@ -25,6 +25,7 @@ class Run:
         choice: the letter chosen, None where the text chooses none.
         option_logprobs: log-probability of each option's letter where the answer starts, ``[batch, option]``; -inf
             beyond the item's own options, NaN where the model wrote no answer.
+        latent_steps: the budget of a block, as the run was asked for it.
         donors: item id -> donor id, for each edit that swaps, in the order of the edits.
     """
 
@@ -32,6 +33,7 @@ class Run:
     text: tuple[str, ...]
     choice: tuple[str | None, ...]
     option_logprobs: Float[Tensor, "batch option"]
+    latent_steps: int
     donors: tuple[dict[str, str], ...] = ()
 
     @property
@@ -97,6 +99,7 @@ def merge_runs(runs: Sequence[Run]) -> Run:
         tuple(text for run in runs for text in run.text),
         tuple(choice for run in runs for choice in run.choice),
         torch.cat(padded),
+        runs[0].latent_steps,
         runs[0].donors,
     )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +26,9 @@ from prismlens.training.variants import LATENT_STEPS, Lesson, Variant
 
 FACTS_LAYER, FACTS_WEIGHT = 2, 0.5
 """A throw-away head reads `FACTS` about each named object after so many layers; without it relations stay at chance."""
+WORDS_LAYER = 3
+"""In lessons with `words`, another such head reads the answer's word from every slot after so many layers: the keys and
+values of the last layer are made from that state."""
 
 WARM_UP = 0.05
 """Share of a lesson's steps over which its learning rate rises."""
@@ -41,11 +45,20 @@ class Pool:
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """What one forward over a batch yields: final states, the latents' source states, layer states for facts."""
+    """What one forward over a batch yields: final states, the latents' source states, states after some layers."""
 
     states: Float[Tensor, "batch pos d_model"]
     sources: Float[Tensor, "batch slot d_model"]
-    early: Float[Tensor, "batch pos d_model"]
+    after: Mapping[int, Float[Tensor, "batch pos d_model"]]
+
+
+class Heads(nn.Module):
+    """The throw-away heads, on the residual stream after `FACTS_LAYER` and `WORDS_LAYER` layers."""
+
+    def __init__(self, width: int, vocabulary: int) -> None:
+        super().__init__()
+        self.facts = nn.Linear(width, sum(FACTS))
+        self.words = nn.Linear(width, vocabulary)
 
 
 def train(
@@ -68,10 +81,10 @@ def train(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model.train()
-            head = nn.Linear(model.config.text.hidden_size, sum(FACTS))
+            heads = Heads(model.config.text.hidden_size, model.config.text.vocab_size)
             for number, lesson in enumerate(variant.lessons):
                 steps = LATENT_STEPS if variant.latents else 0
-                log += teach(model, processor, pool, lesson, head, rng, steps, f"{variant.name} {number + 1}")
+                log += teach(model, processor, pool, lesson, heads, rng, steps, f"{variant.name} {number + 1}")
     finally:
         model.eval()
     return log
@@ -82,21 +95,21 @@ def teach(
     processor: LVRProcessor,
     pool: Pool,
     lesson: Lesson,
-    head: nn.Linear,
+    heads: Heads,
     rng: np.random.Generator,
     latent_steps: int,
     name: str,
 ) -> list[dict[str, float]]:
     """One lesson: its own AdamW, and a cosine schedule with warm-up."""
-    parameters = [*model.model.language_model.parameters(), *head.parameters()]
+    parameters = [*model.model.language_model.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lesson.lr, weight_decay=0.05, betas=(0.9, 0.98))
     schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(lesson.steps * WARM_UP), lesson.steps)
     log: list[dict[str, float]] = []
     bar = tqdm(range(lesson.steps), desc=name)
     for step in bar:
         batch = sample_batch(model, processor, pool, lesson, rng, latent_steps)
-        parts = losses(model, head, batch, lesson, rng)
-        weights = {"text": 1.0, "facts": FACTS_WEIGHT, "align": lesson.lam}
+        parts = losses(model, heads, batch, lesson, rng)
+        weights = {"text": 1.0, "facts": FACTS_WEIGHT, "words": 1.0, "align": lesson.lam}
         loss = torch.stack([weights[key] * value for key, value in parts.items()]).sum()
         if not torch.isfinite(loss):
             raise FloatingPointError(f"{name}: the loss is {loss.item()} at step {step}")
@@ -112,14 +125,18 @@ def teach(
 
 
 def losses(
-    model: LVRForConditionalGeneration, head: nn.Linear, batch: Batch, lesson: Lesson, rng: np.random.Generator
+    model: LVRForConditionalGeneration, heads: Heads, batch: Batch, lesson: Lesson, rng: np.random.Generator
 ) -> dict[str, Tensor]:
-    """The unweighted terms of the loss: text, facts, and alignment where the lesson has it."""
+    """The unweighted terms of the loss: text, facts, and words and alignment where the lesson has them."""
     with torch.autocast("cpu", torch.bfloat16):
         out = FORWARDS[lesson.inputs](model, batch, rng)
     asked = batch.labels != IGNORE
     parts = {"text": text_loss(model.lm_head(out.states[asked].float())[None], batch.labels[asked][None])}
-    parts["facts"] = facts_loss(head(out.early.float()), batch.facts, FACTS)
+    parts["facts"] = facts_loss(heads.facts(out.after[FACTS_LAYER].float()), batch.facts, FACTS)
+    if lesson.words:
+        slots = batch.unrolled.steps >= 0
+        words = batch.words.repeat(1, batch.steps)
+        parts["words"] = text_loss(heads.words(out.after[WORDS_LAYER][slots].float())[None], words.flatten()[None])
     if batch.steps and lesson.lam:
         parts["align"] = alignment_loss(out.sources, batch.targets)
     return parts
@@ -150,7 +167,7 @@ def sample_batch(
 def forced_pass(model: LVRForConditionalGeneration, batch: Batch, latents: Tensor) -> Pass:
     """One forward over whole sequences, with the given vectors at the slots."""
     run = batch.unrolled
-    with _layer_state(model) as early:
+    with _layer_states(model) as after:
         out = model.step(
             run.input_ids,
             run.position_ids,
@@ -161,7 +178,7 @@ def forced_pass(model: LVRForConditionalGeneration, batch: Batch, latents: Tenso
             keep=slice(0),
         )
     rows = torch.arange(len(batch.sources))[:, None]
-    return Pass(out.hidden, out.hidden[rows, batch.sources], early[0])
+    return Pass(out.hidden, out.hidden[rows, batch.sources], {layer: parts[0] for layer, parts in after.items()})
 
 
 def own_pass(model: LVRForConditionalGeneration, batch: Batch, rng: np.random.Generator) -> Pass:
@@ -169,16 +186,16 @@ def own_pass(model: LVRForConditionalGeneration, batch: Batch, rng: np.random.Ge
     cache = DynamicCache(config=model.config.text)
     q = batch.questions
     rows = torch.arange(len(batch.sources))[:, None]
-    with _layer_state(model) as early:
+    with _layer_states(model) as after:
         outs = [_advance(model, batch, cache, 0, batch.n_before, None)]
-        states = outs[0].hidden[rows, batch.sources[:, :q]]
-        fed = [states]
+        fed = [outs[0].hidden[rows, batch.sources[:, :q]]]
         for k in range(batch.steps):
             start = batch.n_before + k * q
             outs.append(_advance(model, batch, cache, start, start + q, fed[-1]))
             fed.append(outs[-1].hidden)
         outs.append(_advance(model, batch, cache, batch.n_before + batch.steps * q, batch.unrolled.shape[1], None))
-    return Pass(torch.cat([o.hidden for o in outs], 1), torch.cat(fed[: batch.steps], 1), torch.cat(early, 1))
+    states = {layer: torch.cat(parts, 1) for layer, parts in after.items()}
+    return Pass(torch.cat([o.hidden for o in outs], 1), torch.cat(fed[: batch.steps], 1), states)
 
 
 def uninformative(batch: Batch, rng: np.random.Generator) -> Float[Tensor, "batch slot d_model"]:
@@ -190,9 +207,21 @@ def uninformative(batch: Batch, rng: np.random.Generator) -> Float[Tensor, "batc
     return torch.where(kind == 0, torch.zeros(()), torch.where(kind == 1, noise, other))
 
 
+@torch.no_grad()
+def foreign(
+    model: LVRForConditionalGeneration, batch: Batch, rng: np.random.Generator
+) -> Float[Tensor, "batch slot d_model"]:
+    """The latents that the model itself emits on another scene of the batch; one vector in four uninformative."""
+    own = own_pass(model, batch, rng).sources.float()
+    others = own.roll(1 + int(rng.integers(len(own) - 1)), 0)
+    kept = torch.from_numpy(rng.random(own.shape[:2]) < 0.75)[..., None]
+    return torch.where(kept, others, uninformative(batch, rng))
+
+
 FORWARDS: dict[str, Callable[[LVRForConditionalGeneration, Batch, np.random.Generator], Pass]] = {
     "target": lambda model, batch, rng: forced_pass(model, batch, batch.targets),
     "uninformative": lambda model, batch, rng: forced_pass(model, batch, uninformative(batch, rng)),
+    "foreign": lambda model, batch, rng: forced_pass(model, batch, foreign(model, batch, rng)),
     "own": own_pass,
 }
 """How the slots are filled, by the name in `Variant.inputs`."""
@@ -220,19 +249,17 @@ def _advance(
     )
 
 
-class _layer_state:
-    """Collects the residual stream after `FACTS_LAYER` layers while the context is open, one tensor a forward."""
-
-    def __init__(self, model: LVRForConditionalGeneration) -> None:
-        self.layer = model.model.language_model.layers[FACTS_LAYER - 1]
-        self.states: list[Tensor] = []
-
-    def __enter__(self) -> list[Tensor]:
-        self.handle = self.layer.register_forward_hook(self._keep)
-        return self.states
-
-    def _keep(self, module: nn.Module, args: object, output: Tensor) -> None:
-        self.states.append(output)
-
-    def __exit__(self, *exc: object) -> None:
-        self.handle.remove()
+@contextmanager
+def _layer_states(model: LVRForConditionalGeneration) -> Iterator[dict[int, list[Tensor]]]:
+    """Collects the residual stream after some layers while the context is open, one tensor a forward."""
+    kept: dict[int, list[Tensor]] = {FACTS_LAYER: [], WORDS_LAYER: []}
+    layers = model.model.language_model.layers
+    handles = [
+        layers[after - 1].register_forward_hook(lambda module, args, output, to=to: to.append(output))
+        for after, to in kept.items()
+    ]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -41,6 +41,8 @@ class Block:
     """Indices of the image tokens that the latents are taught to resemble, one a latent."""
     facts: list[tuple[int, tuple[int, ...]]]
     """Index in the prompt of every word that names an object of the scene, with the `FACTS` about that object."""
+    word: int
+    """The first token of the answer's text, after the forced end markers."""
     guess: bool = False
     """The first word after the latents cannot be known, and is no target."""
 
@@ -57,6 +59,8 @@ class Batch:
     blocks: Int[Tensor, "batch pos"]
     labels: Int[Tensor, "batch pos"]
     """The token that the column should predict, IGNORE where there is none."""
+    words: Int[Tensor, "batch question"]
+    """The first token of each question's answer."""
     facts: Int[Tensor, "batch pos fact"]
     """The `FACTS` about the object that the column names, IGNORE elsewhere."""
     sources: Int[Tensor, "batch slot"]
@@ -115,11 +119,11 @@ def make_block(
     encoded = processor.encode(item, 1)
     skip = encoded.segments.index(Segment.IMAGE) + 2
     slots = slot_tokens(item.boxes, grid, steps) if steps else []
-    answer = list(close) if steps else []
-    answer += processor.tokenizer(answer_text(item), add_special_tokens=False)["input_ids"]
+    text = processor.tokenizer(answer_text(item), add_special_tokens=False)["input_ids"]
+    answer = [*(close if steps else ()), *text]
     prompt = encoded.ids[skip:]
     facts = _facts(processor, question, prompt)
-    return Block(prompt, encoded.segments[skip:], answer, slots, facts, guess=question.kind == MATCH)
+    return Block(prompt, encoded.segments[skip:], answer, slots, facts, text[0], guess=question.kind == MATCH)
 
 
 def answer_text(item: Item) -> str:
@@ -161,7 +165,8 @@ def collate(
         ]
     )
     return Batch(
-        unrolled, torch.from_numpy(table.blocks), torch.from_numpy(table.labels), torch.from_numpy(table.facts),
+        unrolled, torch.from_numpy(table.blocks), torch.from_numpy(table.labels),
+        torch.tensor([[block.word for block in own] for own in blocks]), torch.from_numpy(table.facts),
         torch.from_numpy(sources), torch.cat(list(features)), targets, steps, questions, n_before,
     )  # fmt: skip
 

@@ -15,8 +15,10 @@ class Lesson:
     Args:
         steps: optimiser steps.
         inputs: what the slots are fed: ``"target"`` (teacher forcing), ``"uninformative"`` (zeros, noise, or other
-            scenes' targets), ``"own"`` (the model's own latents, gradient through the loop).
+            scenes' targets), ``"foreign"`` (mostly what the model emits on other scenes), ``"own"`` (the model's own
+            latents, gradient through the loop).
         lam: weight of the alignment loss.
+        words: also read the answer's word off every slot, with a throw-away head before the last layer.
         lr: peak learning rate.
         scenes: scenes a batch.
         mix: questions of each kind about each scene.
@@ -25,6 +27,7 @@ class Lesson:
     steps: int
     inputs: str = "target"
     lam: float = 0.0
+    words: bool = False
     lr: float = 1e-3
     scenes: int = 24
     mix: tuple[tuple[str, int], ...] = (("attribute", 3), ("relation", 2))
@@ -79,7 +82,10 @@ VARIANTS = {
             "slot",
             "the slots' keys and values carry the answer, the injected vectors do not: "
             "what follows sees only slots and options, and training fed the slots vectors without information",
-            (Lesson(100, lam=3.0), Lesson(400, inputs="uninformative")),
+            (
+                Lesson(380, inputs="uninformative", words=True, scenes=48, mix=(("attribute", 2), ("relation", 3))),
+                Lesson(120, inputs="foreign", words=True, scenes=48, lr=5e-4),
+            ),
             visibility=BLIND,
         ),
         Variant(
