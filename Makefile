@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,train]'
 	@touch $(STAMP)
 
-demo: $(STAMP)  ## Ask four shipped models of known mechanism whether they use their latents.
+demo: $(STAMP)  ## Ask four shipped models, three of known mechanism, whether they use their latents.
 	$(BIN)/prismlens demo
 
 test: $(STAMP)  ## Run all tests.

@@ -99,5 +99,5 @@ def zoo() -> None:
 
 @app.command()
 def demo(n: Annotated[int, typer.Option(help="held-out items for each model")] = DEFAULT_SHAPES) -> None:
-    """Ask four models, three of them of known mechanism, and compare the verdicts with the construction."""
+    """Ask four models, three of them of known mechanism, and print each verdict beside the construction."""
     run_demo(n, echo=typer.echo)

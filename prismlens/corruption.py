@@ -13,6 +13,8 @@ import prismlens.stats as stats
 from prismlens.errors import ResultsError
 from prismlens.experiment import CLEAN, run_conditions
 from prismlens.interventions import Cut, DeleteKV, Edit, Identity, Mean, Noise, Structural, Swap, Zero
+from prismlens.positions import latent
+from prismlens.positions.role import Index
 from prismlens.results import Results
 from prismlens.sites import LATENT
 from prismlens.trace import PrismModel
@@ -21,11 +23,10 @@ from prismlens.types import Item
 MARGIN = 0.05
 """Default equivalence margin, in accuracy: a change inside it counts as none."""
 
-VECTOR, SLOT, CONTROL = "vector", "slot", "control"
-"""What a condition breaks: the vectors that are fed back, anything else about the latent positions, or nothing."""
+VECTOR, SLOT, ELSEWHERE, CONTROL = "vector", "slot", "elsewhere", "control"
+"""What a condition breaks: the vectors that are fed back, anything else about latents, other positions, or nothing."""
 REMOVES = (Zero, Mean, Swap, DeleteKV, Cut)
-"""Operations that take away all that is particular to the item; the others (noise, scaling) leave some of it."""
-
+"""Operations that can take away all that is particular to the item; the others (noise, scaling) leave some of it."""
 COLUMNS = (
     "condition", "part", "removes", "n", "left_out", "accuracy", "low", "high", "change", "change_low", "change_high",
     "p", "p_holm", "gained", "lost", "p_mcnemar", "p_equivalent", "equivalent", "detectable", "changed", "same_output",
@@ -48,19 +49,33 @@ def default_conditions(seed: int) -> dict[str, tuple[Edit, ...]]:
         "noise 3 std": one(Noise(3.0, unit="std")),
         "noise 3 std, held": one(Noise(3.0, unit="std"), mode="held"),
         "noise norm-matched": one(Noise(1.0, unit="norm")),
-        "swap": one(Swap()),
+        "swap": one(Swap(donor="different-answer")),
         "swap, other answer": one(Swap(donor="answer-in-options")),
         "slot: zero keys and values": one(Zero(), site="kv"),
-        "slot: swap keys and values": one(Swap(), site="kv"),
+        "slot: swap keys and values": one(Swap(donor="different-answer"), site="kv"),
         "slot: keys and values deleted": one(DeleteKV()),
     }
 
 
 def part_of(edits: Sequence[Edit]) -> str:
-    """Which question a condition answers, read off its edits: ``control``, ``slot`` or ``vector``."""
+    """Which question a condition answers, read off its edits: control, vector, slot, or elsewhere (not judged)."""
     if all(isinstance(edit.op, Identity) for edit in edits):
         return CONTROL
+    broken = [edit.op.to if isinstance(edit.op, Cut) else edit.positions for edit in edits]
+    if not all(role == latent or (isinstance(role, Index) and role.role == latent) for role in broken):
+        return ELSEWHERE
     return VECTOR if all(edit.site == LATENT and not isinstance(edit.op, Structural) for edit in edits) else SLOT
+
+
+def removes(edits: Sequence[Edit]) -> bool:
+    """Whether a condition takes away all that is particular to the item, at every latent."""
+    return any(
+        isinstance(edit.op, REMOVES)
+        and (edit.op.to if isinstance(edit.op, Cut) else edit.positions) == latent
+        and getattr(edit.op, "layers", None) is None
+        and getattr(edit.op, "donor", "") != "same-answer"
+        for edit in edits
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +95,7 @@ class CorruptionTest:
     def frame(self) -> pd.DataFrame:
         """One line a condition, computed from the rows.
 
-        Columns: ``part`` (vector, slot or control); ``removes`` (whether all that is particular to the item is gone);
+        Columns: ``part`` (see `part_of`); ``removes`` (whether all that is particular to the item is gone);
         ``n, left_out`` (items, and those that the condition could not be applied to); ``accuracy, low, high``
         (bootstrap over groups); ``change, change_low, change_high, p`` (paired, by group, against the clean run of the
         same items), ``p_holm`` (over all conditions but controls), ``gained, lost, p_mcnemar`` (exact);
@@ -100,7 +115,7 @@ class CorruptionTest:
             *(self._line(name, clean, by_name.get(name, none)) for name in names),
         ]
         frame = pd.DataFrame(lines, columns=COLUMNS).set_index("condition")
-        tested = frame.index[frame.part.isin([VECTOR, SLOT]) & frame.p.notna()]
+        tested = frame.index[frame.part.isin([VECTOR, SLOT, ELSEWHERE]) & frame.p.notna()]
         if len(tested):
             frame.loc[tested, "p_holm"] = stats.holm(frame.loc[tested, "p"].to_numpy(dtype=float))
         return frame
@@ -146,7 +161,7 @@ class CorruptionTest:
         edits = self.edits(name)
         clean = clean.loc[list(rows.item)]
         line: dict[str, Any] = {
-            "condition": name, "part": part_of(edits), "removes": any(isinstance(e.op, REMOVES) for e in edits),
+            "condition": name, "part": part_of(edits), "removes": removes(edits),
             "n": len(rows), "left_out": len(self.left_out.get(name, ())),
             "changed": int((clean.choice.fillna("").to_numpy() != rows.choice.fillna("").to_numpy()).sum()),
             "same_output": int(rows.same_output.sum()),

@@ -57,7 +57,8 @@ def judge(frame: pd.DataFrame, part: str, majority: float, margin: float) -> Jud
     1. *undecided* where the clean accuracy's interval reaches down to the majority rate: there is nothing to lose;
     2. *undecided* where the part has no condition that could be tested;
     3. *load-bearing* where every condition that removes what is particular to the item lowers accuracy significantly,
-       down to an interval that reaches the majority rate or lies below it;
+       to an interval that reaches the majority rate or lies below it, and that lies wholly below the middle between the
+       majority rate and the clean interval's lower end (a wide interval alone does not count as lost);
     4. *bypassed* where every condition, noise included, is equivalent to the clean run within the margin, at least one
        removes what is particular to the item, and, where not one item changed, there were items enough to find a change
        of the size of the margin;
@@ -83,7 +84,8 @@ def judge(frame: pd.DataFrame, part: str, majority: float, margin: float) -> Jud
         return Judgement(UNDECIDED, "no condition could be tested")
     lower = [line for line in tested if line["p_holm"] < ALPHA and line["change"] < 0]
     removing = [line for line in tested if line["removes"]]
-    if removing and all(line in lower and line["low"] <= majority for line in removing):
+    middle = (majority + clean["low"]) / 2
+    if removing and all(line in lower and line["low"] <= majority and line["high"] < middle for line in removing):
         return Judgement(LOAD_BEARING, f"without them accuracy falls to {_range(removing)} (majority {majority:.3f})")
     if removing and all(_same(line, margin) for line in tested):
         return Judgement(BYPASSED, _none(tested, margin))

@@ -219,3 +219,9 @@ def test_nothing_changed_counts_only_where_a_change_could_have_been_found():
 def test_noise_alone_never_shows_that_nothing_is_used():
     assert said(line("noise", removes=False)).word == UNDECIDED
     assert said(line("noise", removes=False), line("zero")).word == BYPASSED
+
+
+def test_a_wide_interval_alone_does_not_count_as_lost():
+    wide = broken("zero", accuracy=0.55, low=0.2, high=0.8, change=-0.35, change_low=-0.6, change_high=-0.1)
+    assert said(wide).word == PARTLY
+    assert said(broken("zero")).word == LOAD_BEARING

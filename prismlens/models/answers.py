@@ -9,7 +9,7 @@ from prismlens.models.processor import LVRProcessor
 
 _TAG = re.compile(r"<answer>\s*")
 _CLOSE = "</answer>"
-_BARE = re.compile(r"\(?([A-Z])\)?(?![A-Za-z0-9])")
+_BARE = re.compile(r"(?:\(([A-Z])\)|([A-Z])(?:[).:,]|\s*$))")
 
 
 def answer_start(processor: LVRProcessor, ids: Sequence[int]) -> int | None:
@@ -31,14 +31,15 @@ def answer_start(processor: LVRProcessor, ids: Sequence[int]) -> int | None:
 def chosen_letter(text: str, letters: Sequence[str]) -> str | None:
     """The option that a text chooses, or None where it chooses none.
 
-    The first character inside ``<answer>``; without the tag, a single letter with which the text begins.
+    The first character inside ``<answer>``; without the tag, a letter with which the text begins, alone or set off by
+    parentheses or punctuation: in "A red star" the A chooses nothing.
     """
     tag = _TAG.search(text)
     if tag is not None:
         found: str | None = text[tag.end() : tag.end() + 1].upper()
     else:
         bare = _BARE.match(text.strip())
-        found = bare[1] if bare else None
+        found = bare[1] or bare[2] if bare else None
     return found if found in tuple(letters) else None
 
 

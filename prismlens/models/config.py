@@ -78,6 +78,14 @@ class LVRConfig(Qwen2_5_VLConfig):
 
     def _check_block(self) -> None:
         """The markers' ids are there and in the vocabulary, and the budget is a number of steps."""
+        staged = [n for n in ("ctx_start_id", "tgt_start_id") if getattr(self, n, None) is not None]
+        if staged and self.latent_entry != "none":
+            raise CheckpointError(
+                f"config has {', '.join(staged)}: a block with several stages (P-LVR)",
+                needed="one block of latents between lvr_start and lvr_end",
+                cause="models with context, free and target stages are not served by this version",
+                fix="load a model without stages",
+            )
         missing = [n for n in ("lvr_start_id", "lvr_id", "lvr_end_id") if getattr(self, n) is None]
         if missing:
             raise CheckpointError(

@@ -72,7 +72,7 @@ def replay_batch(
     reads = [Read(site(name, engine.hf.n_layers), mask) for name in names]
     traced = traced_step(engine.wrapper, inputs, edits.writes(run, run.shape[1]), reads)
     if all(edit.mode == "free" for edit in edits.edits):
-        _check_replay(run, traced.output.hidden, steps=1 if edits.edits else None)
+        _check_replay(run, traced.output.hidden)
     return traced.values, traced.output.logits[mask]
 
 
@@ -125,17 +125,12 @@ def _finished(
     return Run(finished, tuple(texts), tuple(choices), options, latent_steps)
 
 
-def _check_replay(run: Unrolled, hidden: Float[Tensor, "batch pos d"], steps: int | None) -> None:
-    """The states before the latents must be the latents that the free run recorded.
+def _check_replay(run: Unrolled, hidden: Float[Tensor, "batch pos d"]) -> None:
+    """The states before the latents must be the latents that the free run recorded, under edits too.
 
-    Args:
-        run: the finished sequences.
-        hidden: final states of the replay.
-        steps: how many steps to compare; None for all. Under edits only the first: after it the run fed other vectors
-            than it recorded. Held runs record the clean run's latents and are not compared at all.
+    Held runs record the clean run's latents and are not compared.
     """
-    compared = (run.steps >= 0) if steps is None else (run.steps >= 0) & (run.steps < steps)
-    rows, columns = compared.nonzero(as_tuple=True)
+    rows, columns = (run.steps >= 0).nonzero(as_tuple=True)
     if not len(rows):
         return
     own, again = run.latents[rows, run.steps[rows, columns]].float(), hidden[rows, columns - 1].float()

@@ -22,6 +22,20 @@ References = Mapping[tuple[Edit, str], Reference]
 """Clean values by edit and site name."""
 
 
+@dataclass(frozen=True, eq=False)
+class Hidden:
+    """What a structural edit hides in one forward: the queries among its columns, the keys among all so far."""
+
+    query: Bool[Tensor, "batch query"]
+    key: Bool[Tensor, "batch pos"]
+
+    def pairs(self) -> Bool[Tensor, "batch query pos"]:
+        """True where a query does not see a key that it would have seen."""
+        causal = torch.ones(self.query.shape[1], self.key.shape[1], dtype=torch.bool, device=self.key.device)
+        earlier = causal.tril(self.key.shape[1] - self.query.shape[1] - 1)
+        return self.query[:, :, None] & self.key[:, None, :] & earlier
+
+
 @dataclass(eq=False)
 class BatchEdits:
     """The edits of one batch while it runs.
@@ -40,6 +54,7 @@ class BatchEdits:
     donors: Mapping[Edit, Mapping[str, str]] = field(default_factory=dict)
     targets: Mapping[str, Float[Tensor, "step d_model"]] = field(default_factory=dict)
     touched: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    hidden: dict[int, list[Hidden]] = field(default_factory=dict)
 
     def rules(self) -> tuple[Rule, ...]:
         """The structural edits as visibility rules."""
@@ -50,6 +65,9 @@ class BatchEdits:
         out = []
         for number, edit in enumerate(self.edits):
             if isinstance(edit.op, Structural):
+                rule = _rule(edit)
+                seen = Hidden(rule.query.mask(run)[:, -n_queries:], rule.key.mask(run))
+                self.hidden.setdefault(number, []).append(seen)
                 continue
             mask = edit.positions.mask(run)
             now = mask[:, -n_queries:]
@@ -69,8 +87,7 @@ class BatchEdits:
         """
         for number, edit in enumerate(self.edits):
             if isinstance(edit.op, Structural):
-                if isinstance(edit.op, DeleteKV):
-                    resolve(edit.positions, run)
+                self._audit_hidden(number, edit, run)
                 continue
             resolve(edit.positions, run)
             wanted = edit.positions.mask(run)[:, :n_run]
@@ -79,6 +96,28 @@ class BatchEdits:
                 if not torch.equal(done, wanted):
                     raise _missed(edit, site, run, wanted & ~done, done & ~wanted)
             _refuse_idle(edit, run)
+
+    def _audit_hidden(self, number: int, edit: Edit, run: Unrolled) -> None:
+        """Raise where a structural edit hid other positions than its roles name, or none at all in some item."""
+        rule = _rule(edit)
+        for role in (rule.query, rule.key):
+            resolve(role, run)
+        query, key = rule.query.mask(run), rule.key.mask(run)
+        wrong = torch.zeros(len(run.items), dtype=torch.bool, device=run.device)
+        acted = wrong.clone()
+        for seen in self.hidden[number]:
+            width, n = seen.key.shape[1], seen.query.shape[1]
+            final = Hidden(query[:, width - n : width], key[:, :width])
+            wrong |= (seen.pairs() != final.pairs()).any((1, 2))
+            acted |= final.pairs().any((1, 2))
+        ids = [run.items[row].id for row in (wrong | ~acted).nonzero().flatten().tolist()]
+        if ids:
+            raise EditError(
+                f"{edit} hid other positions than its roles name, or none, in {len(ids)} items: {', '.join(ids[:5])}",
+                needed="roles that are known while the model is still writing, what is hidden before who looks",
+                cause="a role depends on what comes later (answer.first, answer.source, latent.source)",
+                fix="choose positions counted from the start, such as latent, image, answer",
+            )
 
     def _note(self, number: int, site: Site, mask: Tensor, width: int) -> None:
         """Remember which columns an edit reached."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from prismlens.cache import ActivationCache
-from prismlens.errors import EditError, ItemError, SettingError
+from prismlens.errors import EditError, ItemError, SettingError, SiteError
 from prismlens.interventions import Edit, Swap, match_donors
 from prismlens.models.loop import LoopSettings
 from prismlens.models.lvr import LVRForConditionalGeneration
@@ -80,6 +80,7 @@ class PrismModel:
         every = (*self.active_edits, *edits)
         for edit in every:
             expand(edit.site, self.hf.n_layers)
+            _known_layers(edit, self.hf.n_layers)
         _one_mode(every)
         return replace(self, edits=every, _base=self._base or self, _added=(*self._added, *edits), _opened=[])
 
@@ -141,10 +142,10 @@ class PrismModel:
         ):
             rows = slice(start, start + self.batch_size)
             latents = None if held is None else held[rows]
-            fresh = replace(shared, touched={})
+            fresh = replace(shared, touched={}, hidden={})
             runs.append(run_batch(self.engine, self.processor(items[rows]), settings, fresh, latents))
         donors = tuple(dict(shared.donors[edit]) for edit in edits if edit in shared.donors)
-        return replace(merge_runs(runs), donors=donors)
+        return replace(merge_runs(runs), donors=donors, reference=reference)
 
     def run_with_cache(
         self,
@@ -176,12 +177,14 @@ class PrismModel:
             names = [name for name in names if name != "hook_latent"]
         edits = self.active_edits
         measured = any(edit.op.needs - {"targets"} for edit in edits)
-        reference = self.clean().generate(items, latent_steps=run.latent_steps) if measured else None
+        reference = run.reference
+        if measured and reference is None:
+            reference = self.clean().generate(items, latent_steps=run.latent_steps)
         shared = self._prepared(edits, items, reference, run.latent_steps)
         kept: dict[str, list[Tensor]] = {name: [] for name in (*names, "logits")}
         for start in range(0, len(items), self.batch_size):
             part = take(run.unrolled, slice(start, start + self.batch_size))
-            values, logits = replay_batch(self.engine, part, replace(shared, touched={}), names, positions)
+            values, logits = replay_batch(self.engine, part, replace(shared, touched={}, hidden={}), names, positions)
             for name, value in (*values.items(), ("logits", logits)):
                 kept[name].append(value)
         where = every_position(run.unrolled) if positions is None else resolve(positions, run.unrolled)
@@ -253,6 +256,12 @@ def checked_items(items: Sequence[Item]) -> Sequence[Item]:
 
 def _needs_reference(edits: Sequence[Edit]) -> bool:
     return any(edit.op.needs - {"targets"} or edit.mode == "held" for edit in edits)
+
+
+def _known_layers(edit: Edit, n_layers: int) -> None:
+    beyond = [layer for layer in getattr(edit.op, "layers", None) or () if layer >= n_layers]
+    if beyond:
+        raise SiteError(f"{edit} names layer {beyond[0]}", needed=f"layers from 0 to {n_layers - 1}")
 
 
 def _one_mode(edits: Sequence[Edit]) -> None:

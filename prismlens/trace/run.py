@@ -27,6 +27,7 @@ class Run:
             beyond the item's own options, NaN where the model wrote no answer.
         latent_steps: the budget of a block, as the run was asked for it.
         donors: item id -> donor id, for each edit that swaps, in the order of the edits.
+        reference: the clean run that the edits took donors, means and spreads from, where they needed one.
     """
 
     unrolled: Unrolled
@@ -35,6 +36,7 @@ class Run:
     option_logprobs: Float[Tensor, "batch option"]
     latent_steps: int
     donors: tuple[dict[str, str], ...] = ()
+    reference: Run | None = None
 
     @property
     def items(self) -> tuple[Item, ...]:

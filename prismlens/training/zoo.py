@@ -35,7 +35,7 @@ def main(
     out: Annotated[Path, typer.Option(help="folder that receives one folder a model")] = Path("runs/zoo"),
     seed: Annotated[int, typer.Option(help="seed of weights, scenes and batches")] = 0,
 ) -> None:
-    """Build the tiny models; `base` has to be among them or in the folder already."""
+    """Build the tiny models; the parent of each has to be built before it, or to be in the folder already."""
     for name in names or [BASE.name, *VARIANTS]:
         build(name, out, seed=seed)
 
@@ -56,7 +56,7 @@ def build(name: str, out: Path, *, seed: int = 0) -> Path:
     started = time.monotonic()
     try:
         variant = BASE if name == BASE.name else VARIANTS[name]
-        model, processor, notes = _fresh(seed) if variant is BASE else _from_base(out / BASE.name, variant)
+        model, processor, notes = _fresh(seed) if variant is BASE else _from_parent(out / variant.parent, variant)
         scenes = sample_scenes(SCENES, seed + 1)
         pool = Pool(scenes, scene_features(model, processor, scenes))
         log = train(model, processor, pool, variant, seed=seed)
@@ -99,9 +99,9 @@ def _fresh(seed: int) -> tuple[LVRForConditionalGeneration, LVRProcessor, dict[s
     return model, processor, {"tower_steps": TOWER_STEPS, "tower_token_accuracy": round(score, 4)}
 
 
-def _from_base(base: Path, variant: Variant) -> tuple[LVRForConditionalGeneration, LVRProcessor, dict[str, Any]]:
-    """The base's weights under the variant's configuration."""
-    parent, _ = load_checkpoint(base)
+def _from_parent(folder: Path, variant: Variant) -> tuple[LVRForConditionalGeneration, LVRProcessor, dict[str, Any]]:
+    """The parent's weights under the variant's configuration."""
+    parent, _ = load_checkpoint(folder)
     processor = tiny_processor(start=variant.latents)
     close = [token_id(processor.tokenizer, token) for token in (LATENT_END, END)]
     config = tiny_config(
@@ -114,7 +114,7 @@ def _from_base(base: Path, variant: Variant) -> tuple[LVRForConditionalGeneratio
     model = LVRForConditionalGeneration(config)
     model.load_state_dict(parent.state_dict())
     model.model.visual.requires_grad_(False)
-    return model, processor, {"parent": f"tiny/{BASE.name}"}
+    return model, processor, {"parent": variant.parent}
 
 
 def _manifest(variant: Variant, seed: int, notes: dict[str, Any], log: list[dict[str, float]]) -> dict[str, Any]:
