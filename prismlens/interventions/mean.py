@@ -16,7 +16,8 @@ from prismlens.interventions.operation import Operation, present
 class Mean(Operation):
     """Replace the value by the mean of its site over clean runs.
 
-    Question: does what sets this item apart from the average item matter? What all items share stays.
+    Question: does what sets this item apart from the average item matter? What all items and all
+    selected positions share stays.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"mean"})

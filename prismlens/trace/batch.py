@@ -68,12 +68,13 @@ def replay_batch(
     features = engine.hf.image_features(
         prompt.pixel_values.to(engine.hf.device), prompt.image_grid_thw.to(engine.hf.device)
     )
-    inputs = replay_inputs(engine.hf, run, edits.rules()) | {"image_features": features}
+    # Logits only where they are wanted: a real vocabulary at every position would not fit into memory.
+    inputs = replay_inputs(engine.hf, run, edits.rules()) | {"image_features": features, "keep": slice(0)}
     reads = [Read(site(name, engine.hf.n_layers), mask) for name in names]
     traced = traced_step(engine.wrapper, inputs, edits.writes(run, run.shape[1]), reads)
     if all(edit.mode == "free" for edit in edits.edits):
         _check_replay(run, traced.output.hidden)
-    return traced.values, traced.output.logits[mask]
+    return traced.values, engine.hf.lm_head(traced.output.hidden[mask])
 
 
 def every_position(run: Unrolled) -> Positions:
