@@ -87,13 +87,12 @@ def ask(
 @app.command()
 def zoo() -> None:
     """List the shipped models, how they were made, and how often they are right."""
-    table = Table("model", "what is known about it", "held-out accuracy", "steps")
+    table = Table("model", "what is known about it", "held-out accuracy", "steps from")
     for name in zoo_names():
         manifest = zoo_manifest(name)
         accuracy, low, high = manifest["accuracy"]["all"]  # type: ignore[index]
-        table.add_row(
-            name, str(manifest["mechanism"]), f"{accuracy:.3f} [{low:.3f}, {high:.3f}]", str(manifest["steps"])
-        )
+        steps = f"{manifest['steps']} {str(manifest.get('parent', 'scratch')).removeprefix('tiny/')}"
+        table.add_row(name, str(manifest["mechanism"]), f"{accuracy:.3f} [{low:.3f}, {high:.3f}]", steps)
     Console().print(table)
 
 
