@@ -136,7 +136,10 @@ def recording(model: LVRForConditionalGeneration) -> Iterator[Record]:
         language.layers[0].input_layernorm.register_forward_pre_hook(
             lambda _, args: record.fed.append(args[0].clone())
         ),
-        model.lm_head.register_forward_hook(lambda _, args, out: record.logits.append(out[:, -1].clone())),
+        # A replay asks for no logits inside its forward, and for those of single positions after it.
+        model.lm_head.register_forward_hook(
+            lambda _, args, out: record.logits.append(out[:, -1].clone()) if out.ndim == 3 and out.shape[1] else None
+        ),
         language.register_forward_pre_hook(
             lambda _, args, kwargs: record.position_ids.append(kwargs["position_ids"].clone()), with_kwargs=True
         ),
