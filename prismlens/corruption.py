@@ -49,10 +49,10 @@ def default_conditions(seed: int) -> dict[str, tuple[Edit, ...]]:
         "noise 3 std": one(Noise(3.0, unit="std")),
         "noise 3 std, held": one(Noise(3.0, unit="std"), mode="held"),
         "noise norm-matched": one(Noise(1.0, unit="norm")),
-        "swap": one(Swap(donor="different-answer")),
+        "swap": one(Swap()),
         "swap, other answer": one(Swap(donor="answer-in-options")),
         "slot: zero keys and values": one(Zero(), site="kv"),
-        "slot: swap keys and values": one(Swap(donor="different-answer"), site="kv"),
+        "slot: swap keys and values": one(Swap(), site="kv"),
         "slot: keys and values deleted": one(DeleteKV()),
     }
 
