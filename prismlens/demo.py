@@ -9,7 +9,7 @@ from prismlens.prism import prism
 from prismlens.trace import load
 
 MODELS = {
-    "tiny/lvr": "nothing is known: it was trained as published, its latents close to image features",
+    "tiny/lvr": "nothing is known: it was trained with the published loss, at lambda 3 instead of 0.1",
     "tiny/bottleneck": "the injected vectors carry the answer",
     "tiny/slot": "the slots carry the answer, the injected vectors do not",
     "tiny/bypass": "neither vectors nor slots are used",
