@@ -10,6 +10,7 @@ print(pl.prism(model, items).verdict)
 from prismlens.alignment import Alignment, alignment
 from prismlens.corruption import CorruptionTest, corruption_test
 from prismlens.data.load import load_items
+from prismlens.decodability import Decodability, decodability
 from prismlens.errors import PrismlensError
 from prismlens.experiment import run_conditions
 from prismlens.interventions import (
@@ -39,6 +40,7 @@ __all__ = [
     "alignment",
     "CorruptionTest",
     "Cut",
+    "Decodability",
     "DeleteKV",
     "Edit",
     "Identity",
@@ -57,6 +59,7 @@ __all__ = [
     "answer",
     "corrupt",
     "corruption_test",
+    "decodability",
     "describe",
     "get_act_name",
     "image",

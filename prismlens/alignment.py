@@ -18,14 +18,12 @@ from prismlens.positions import latent
 from prismlens.trace import PrismModel, Run
 from prismlens.types import Item
 
-STATES = "ln_final.hook_normalized"
-"""Where the states stand that become latents."""
 FREE, FORCED = "free", "teacher-forced"
 
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """One row an item, mode and step: ``item, group, mode, step, cosine, cosine_other, mse, other``.
+    """One row an item, mode and step: ``item, group, mode, step, stage, cosine, cosine_other, mse, other``.
 
     Args:
         rows: ``cosine`` and ``mse`` are those to the item's own target, ``cosine_other`` that to the same step's target
@@ -38,18 +36,22 @@ class Alignment:
     left_out: tuple[str, ...] = ()
     seed: int = 0
 
-    def frame(self) -> pd.DataFrame:
+    def frame(self, *, by_stage: bool = False) -> pd.DataFrame:
         """One line a mode: mean ``cosine``, ``cosine_other``, their paired ``difference`` and ``mse``, with intervals.
 
-        Intervals resample groups; ``p`` is that of the difference. A cosine says little without its floor: vectors of
-        one kind share a mean, so unrelated ones are alike too.
+        With `by_stage` one line a mode and stage of the latent block. Intervals resample groups; ``p`` is that of the
+        difference. A cosine says little without its floor: vectors of one kind share a mean, so unrelated ones are
+        alike too.
         """
-        return pd.DataFrame(
-            [self._line(str(mode), rows) for mode, rows in self.rows.groupby("mode", sort=False)]
-        ).set_index("mode")
+        by = ["mode", "stage"] if by_stage else ["mode"]
+        lines = [
+            dict(zip(by, rows.iloc[0][by], strict=True)) | self._line(rows)
+            for _, rows in self.rows.groupby(by, sort=False)
+        ]
+        return pd.DataFrame(lines).set_index(by)
 
-    def _line(self, mode: str, rows: pd.DataFrame) -> dict[str, Any]:
-        line: dict[str, Any] = {"mode": mode, "n": rows.item.nunique()}
+    def _line(self, rows: pd.DataFrame) -> dict[str, Any]:
+        line: dict[str, Any] = {"n": rows.item.nunique()}
         for name in ("cosine", "cosine_other", "mse"):
             interval = stats.cluster_mean_interval(rows[name].to_numpy(), rows.group, seed=self.seed)
             line |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
@@ -85,9 +87,10 @@ def alignment(model: PrismModel, items: Sequence[Item], *, seed: int = 0, on_mis
     forced = model.edited(Edit(Oracle(), mode="held"))
     states = {}
     for mode, asked in ((FREE, model), (FORCED, forced)):
-        _, cache = asked.run_with_cache(kept, STATES, positions=latent.source, run=run)
-        states[mode] = cache[STATES]
-    rows = [row for mode, values in states.items() for row in _rows(kept, mode, values, every, others)]
+        _, cache = asked.run_with_cache(kept, model.latent_site, positions=latent.source, run=run)
+        states[mode] = cache[model.latent_site]
+    names = [stage.name for stage in model.settings().stages_of(model.hf.config) for _ in range(stage.steps)]
+    rows = [row for mode, values in states.items() for row in _rows(kept, mode, values, every, others, names)]
     return Alignment(pd.DataFrame(rows), others.dropped, seed)
 
 
@@ -110,6 +113,7 @@ def _rows(
     states: Float[Tensor, "item step d_model"],
     targets: Mapping[str, Float[Tensor, "step d_model"]],
     others: Mapping[str, str],
+    stages: Sequence[str],
 ) -> list[dict[str, Any]]:
     """One row an item and step."""
     out = []
@@ -118,8 +122,9 @@ def _rows(
         near, far, error = cosine(own, goal), cosine(own, other), mse(own, goal)
         out += [
             {
-                "item": item.id, "group": item.group, "mode": mode, "step": step, "cosine": float(near[step]),
-                "cosine_other": float(far[step]), "mse": float(error[step]), "other": others[item.id],
+                "item": item.id, "group": item.group, "mode": mode, "step": step, "stage": stages[step],
+                "cosine": float(near[step]), "cosine_other": float(far[step]),
+                "mse": float(error[step]), "other": others[item.id],
             }
             for step in range(len(own))
         ]  # fmt: skip

@@ -49,3 +49,7 @@ class ResultsError(PrismlensError, ValueError):
 
 class SettingError(PrismlensError, ValueError):
     """A setting has a value outside its range."""
+
+
+class TrainingError(PrismlensError, RuntimeError):
+    """Training cannot start, go on, or be resumed."""

@@ -10,6 +10,10 @@ from prismlens.errors import SiteError
 
 LATENT = "hook_latent"
 """The vector that is fed back, before the first layer."""
+HEAD = "hook_latent_head"
+"""The output of the LVR head at every position, on models that have one: at p - 1 it is what is fed back at p."""
+NORMALIZED = "ln_final.hook_normalized"
+"""The state after the final norm."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ and values are as projected: before the rotary embedding, heads not yet split (l
 
 WHOLE: dict[str, tuple[str, str, int]] = {
     LATENT: ("hook_latent", "output", -1),
-    "ln_final.hook_normalized": ("model.language_model.norm", "output", 10**6),
+    NORMALIZED: ("model.language_model.norm", "output", 10**6),
+    HEAD: ("hook_latent_head", "output", 10**6 + 1),
 }
 """Sites outside the blocks -> (module, end, order)."""
 
@@ -87,11 +92,21 @@ def expand(name: str, n_layers: int) -> tuple[Site, ...]:
     return (site(name, n_layers),)
 
 
-def site_names(n_layers: int) -> tuple[str, ...]:
-    """Every site of a model with that many layers, in forward order."""
+def site_names(n_layers: int, *, head: bool = False) -> tuple[str, ...]:
+    """Every site of a model with that many layers, in forward order; `head`: it has an LVR head."""
     inner = [f"blocks.{layer}.{name}" for layer in range(n_layers) for name in PER_LAYER]
-    first, last = list(WHOLE)
-    return (first, *inner, last)
+    return (LATENT, *inner, NORMALIZED, *([HEAD] if head else []))
+
+
+def refuse_headless(name: str, *, head: bool) -> None:
+    """Raise SiteError where the LVR head's site is asked for on a model that has no head."""
+    if name == HEAD and not head:
+        raise SiteError(
+            f"{HEAD!r} was asked for, and the model has no LVR head",
+            needed='a model whose config names a head ("lvr_head")',
+            cause="without a head the states are fed back as they are",
+            fix=f"use {NORMALIZED!r}",
+        )
 
 
 def get_act_name(name: str, layer: int | None = None) -> str:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from prismlens.errors import RoleError
 from prismlens.types import Item
 
 
@@ -28,7 +29,9 @@ class Segment(IntEnum):
     """From the end of the user's turn to the start marker of the (first) latent block, marker included."""
     LATENT = 6
     ANSWER = 7
-    """Everything after the latent block, end markers included; everything generated where there is no block."""
+    """Everything after the (last) latent block, end markers included; everything generated where there is no block."""
+    BETWEEN = 8
+    """Everything between the first latent and the last that is not a latent: markers, free tokens, text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,15 +46,20 @@ class Unrolled:
         items: the items, one a row.
         input_ids: token ids.
         segments: `Segment` values; PAD where there is nothing.
-        steps: index of the latent at each position (0, 1, ...), -1 elsewhere.
+        steps: index of the latent at each position (0, 1, ... over all stages), -1 elsewhere.
         patches: row and column of the image token in the merged grid, -1 elsewhere.
         grids: rows and columns of the merged grid of each item's image.
         position_ids: M-RoPE ids (temporal, height, width).
         latents: the vectors that were fed back, zero-padded over steps.
-        n_latents: how many latents each row has.
+        n_latents: how many latents each row has; while the row is still being written, those that are sure to come too.
         n_prompt: number of prompt columns.
         answer_first: column of the first token of the answer's text (inside ``<answer>`` where the tag is present),
             -1 where the row has none.
+        stages: index into `stage_names` at latents and at free tokens between them, -1 elsewhere; all -1 is a batch
+            without named stages.
+        stage_names: names of the stages of latents, in order, and perhaps of the free tokens.
+        n_staged: how many positions of each stage each row has, those that are sure to come included; None once the
+            rows are finished, when `stages` can be counted.
     """
 
     items: tuple[Item, ...]
@@ -65,6 +73,9 @@ class Unrolled:
     n_latents: Int[Tensor, " batch"]
     n_prompt: int
     answer_first: Int[Tensor, " batch"]
+    stages: Int[Tensor, "batch pos"]
+    stage_names: tuple[str, ...] = ()
+    n_staged: Int[Tensor, "batch stage"] | None = None
 
     @property
     def valid(self) -> Bool[Tensor, "batch pos"]:
@@ -84,7 +95,18 @@ class Unrolled:
 
 
 def concatenate(parts: Sequence[Unrolled]) -> Unrolled:
-    """Several batches as one: prompts padded further on the left, what follows on the right, latents on the right."""
+    """Several finished batches as one: prompts padded further on the left, what follows and latents on the right.
+
+    Raises:
+        RoleError: the batches have stages of different names.
+    """
+    names = {part.stage_names for part in parts}
+    if len(names) > 1:
+        raise RoleError(
+            f"batches with the stages {' and '.join(map(str, sorted(names)))} were joined",
+            needed="the same stages in all",
+            cause="they come from different models",
+        )
     n_prompt = max(part.n_prompt for part in parts)
     after = max(part.shape[1] - part.n_prompt for part in parts)
     steps = max(part.latents.shape[1] for part in parts)
@@ -115,6 +137,8 @@ def concatenate(parts: Sequence[Unrolled]) -> Unrolled:
         n_latents=torch.cat([part.n_latents for part in parts]),
         n_prompt=n_prompt,
         answer_first=torch.cat(firsts),
+        stages=columns("stages", -1),
+        stage_names=names.pop(),
     )
 
 
@@ -122,7 +146,9 @@ def take(unrolled: Unrolled, rows: slice | Sequence[int]) -> Unrolled:
     """Some rows of a batch, in the given order, with the columns that only other rows needed left as padding."""
     picked = range(len(unrolled.items))[rows] if isinstance(rows, slice) else rows
     index = torch.tensor(list(picked), dtype=torch.long, device=unrolled.device)
-    one_axis = ("input_ids", "segments", "steps", "patches", "grids", "latents", "n_latents", "answer_first")
+    one_axis = ("input_ids", "segments", "steps", "patches", "grids", "latents", "n_latents", "answer_first", "stages")
     parts = {name: getattr(unrolled, name)[index] for name in one_axis}
+    if unrolled.n_staged is not None:
+        parts["n_staged"] = unrolled.n_staged[index]
     items = tuple(unrolled.items[i] for i in picked)
     return replace(unrolled, items=items, position_ids=unrolled.position_ids[:, index], **parts)

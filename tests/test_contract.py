@@ -14,7 +14,7 @@ LAYERS = """
 cli | widgets
 demo
 report | plots
-prism
+prism | monitor
 verdict | table
 alignment | decodability | corruption | compare
 experiment
@@ -38,6 +38,8 @@ QUARANTINE = {
     "nnsight": {"trace"},
     "ipywidgets": {"widgets"},
     "accelerate": {"training"},
+    "peft": {"training"},
+    "datasets": {"data"},
     "matplotlib": {"plots"},
     "plotly": {"plots"},
 }

@@ -78,12 +78,19 @@ def test_empty_ids_and_groups_are_filled_in_and_given_ones_kept() -> None:
     ("spec", "message"),
     [
         ("shape", r"no items are called 'shape'\n[\s\S]*did you mean 'shapes'\?"),
-        ("vstr:folder", r"'vstr:folder'[\s\S]*did you mean 'vstar:DIR'\?"),
-        ("vstar", r"'vstar'[\s\S]*did you mean 'vstar:DIR'\?"),
-        ("vstar:", r"'vstar:'[\s\S]*a folder left out[\s\S]*did you mean 'vstar:DIR'\?"),
+        ("vstr:folder", r"'vstr:folder'[\s\S]*did you mean 'vstar:DIR' or 'viscot:FILE'\?"),
+        ("vstar", r"'vstar'[\s\S]*did you mean 'vstar:DIR' or 'viscot:FILE'\?"),
+        ("vstar:", r"'vstar:'[\s\S]*a path left out[\s\S]*did you mean 'vstar:DIR' or 'viscot:FILE'\?"),
         ("shapes:test", r"'shapes:test'[\s\S]*did you mean 'shapes'"),
-        ("zzz", r"needed: one of 'shapes', 'vstar:DIR', or a list of items[\s\S]*fix: write for example 'shapes'"),
-        (str(MINI), r"likely cause: a folder without its prefix"),
+        ("viscott:a.jsonl", r"'viscott:a.jsonl'[\s\S]*did you mean 'viscot:FILE'"),
+        ("mmpv:folder", r"'mmpv:folder'[\s\S]*did you mean 'mmvp:DIR'"),
+        ("blink", r"'blink'[\s\S]*a path left out[\s\S]*did you mean 'blink:DIR'"),
+        (
+            "zzz",
+            r"needed: one of 'shapes', 'vstar:DIR', 'mmvp:DIR', 'blink:DIR', 'viscot:FILE', or a list of items"
+            r"[\s\S]*fix: write for example 'shapes'",
+        ),
+        (str(MINI), r"likely cause: a path without its prefix"),
     ],
 )
 def test_an_unknown_spec_names_its_neighbours(spec: str, message: str) -> None:
@@ -134,6 +141,17 @@ def test_a_split_is_refused_where_there_are_none() -> None:
             load_items(source, split="train")
     with pytest.raises(SettingError, match=r"split 'tset'"):
         load_items("shapes", n=2, split="tset")
+
+
+@pytest.mark.parametrize("source", ["shapes", MINI, _many(3)], ids=["shapes", "folder", "list"])
+def test_only_rows_of_some_sources_are_ever_dropped(source) -> None:
+    assert len(load_items(source, n=3, on_bad="raise")) == 3
+    with pytest.raises(
+        SettingError, match=r"on_bad = 'drop' of .*\n  needed: 'raise'\n.*only rows of BLINK and Visual"
+    ):
+        load_items(source, n=3, on_bad="drop")
+    with pytest.raises(SettingError, match=r"on_bad = 'ignore'\n  needed: one of 'raise', 'drop'"):
+        load_items(source, n=3, on_bad="ignore")
 
 
 def test_an_unknown_keyword_raises() -> None:

@@ -128,7 +128,7 @@ def scripted(model, script: dict[int, dict[int, int]]):
         for row in range(len(logits)):
             logits[row, -1, script.get(count[0], {}).get(row, 50)] = 1.0
         count[0] += 1
-        return StepOutput(out.hidden, logits)
+        return replace(out, logits=logits)
 
     return forward
 

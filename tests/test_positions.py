@@ -16,6 +16,7 @@ from prismlens.positions import (
     NAMES,
     Role,
     answer,
+    between,
     describe,
     image,
     latent,
@@ -39,9 +40,15 @@ LAST_STEPS = (4, 2, 0)
 ANSWER_FIRST = (17, 14, -1)
 
 
+STAGED = ("..TIIIIQQOLZZZBFFBZZAAA", "TTTIIIIQQOLZZBFFBZAAAA.", ".TTIIIIQQOLAAA.........")
+"""Rows with a context stage (three, two latents), two free tokens (F), a target stage (two, one), and none of these."""
+STAGES = ("context", "target", "free")
+
+
 def build(rows: tuple[str, ...] = ROWS, n_latents: tuple[int, ...] = LAST_STEPS) -> Unrolled:
     """A batch of three rows: four latents, two latents, none (and there no answer text and no box)."""
-    segments = torch.tensor([[int(KEYS[letter]) for letter in row] for row in rows])
+    letters = [row.replace("F", "B") for row in rows]
+    segments = torch.tensor([[int(KEYS[letter]) for letter in row] for row in letters])
     batch, pos = segments.shape
     is_latent, is_image = segments == Segment.LATENT, segments == Segment.IMAGE
     place = torch.where(is_image, is_image.long().cumsum(1) - 1, -1)
@@ -59,7 +66,19 @@ def build(rows: tuple[str, ...] = ROWS, n_latents: tuple[int, ...] = LAST_STEPS)
         n_latents=torch.tensor(n_latents),
         n_prompt=11,
         answer_first=torch.tensor(ANSWER_FIRST),
+        stages=torch.full((batch, pos), -1),
     )
+
+
+def staged() -> Unrolled:
+    """The rows of `STAGED`, with their stages named."""
+    numbers = torch.full((3, len(STAGED[0])), -1)
+    for row, letters in enumerate(STAGED):
+        for column, letter in enumerate(letters):
+            if letter in "ZF":
+                numbers[row, column] = 2 if letter == "F" else int("F" in letters[:column])
+    unrolled = build(STAGED, (5, 3, 0))
+    return replace(unrolled, stages=numbers, stage_names=STAGES)
 
 
 def columns(role: Role, row: int, unrolled: Unrolled | None = None) -> list[int]:
@@ -110,6 +129,9 @@ def test_segments_partition_the_valid_positions() -> None:
     unrolled = build()
     masks = torch.stack([role.mask(unrolled) for role in (template, image, question, options, lead, latent, answer)])
     assert torch.equal(masks.sum(0) == 1, unrolled.valid)
+    several = staged()
+    masks = torch.stack([role.mask(several) for role in (prompt, latent, between, answer)])
+    assert torch.equal(masks.sum(0) == 1, several.valid)
     assert torch.equal(prompt.mask(unrolled) | latent.mask(unrolled) | answer.mask(unrolled), unrolled.valid)
 
 
@@ -120,7 +142,13 @@ def test_latent_source_shifted_by_one_is_latent() -> None:
     assert torch.equal(kept[0].columns + 1, kept[1].columns)
 
 
-LEAVES = st.sampled_from(list(NAMES.values())) | st.text(max_size=4).map(latent.stage)
+NAMED_STAGES = st.text(max_size=4).map(latent.stage)
+LEAVES = st.one_of(
+    st.sampled_from(list(NAMES.values())),
+    NAMED_STAGES,
+    NAMED_STAGES.map(lambda stage: stage.source),
+    NAMED_STAGES.map(lambda stage: stage.end),
+)
 NUMBERS = st.integers(-9, 9)
 BOUNDS = st.none() | NUMBERS
 BUILDERS = (operator.or_, operator.and_, operator.sub)
@@ -176,7 +204,7 @@ def test_resolve_sorts_by_row_then_column() -> None:
 def picked(rows: list[int]) -> Unrolled:
     """Some rows of the batch, repeats allowed."""
     whole = build()
-    by_row = ("input_ids", "segments", "steps", "patches", "grids", "latents", "n_latents", "answer_first")
+    by_row = ("input_ids", "segments", "steps", "patches", "grids", "latents", "n_latents", "answer_first", "stages")
     parts = {name: getattr(whole, name)[rows] for name in by_row}
     items = tuple(whole.items[row] for row in rows)
     return replace(whole, items=items, position_ids=whole.position_ids[:, rows], **parts)
@@ -220,8 +248,81 @@ def test_long_lists_of_items_are_counted() -> None:
 
 
 def test_a_stage_is_an_error_on_a_model_without_stages() -> None:
-    with pytest.raises(RoleError, match=r"available stages: none(.|\n)*this model has one block with no named stages"):
+    with pytest.raises(RoleError, match=r"available stages: none(.|\n)*a model whose latent block has other stages"):
         resolve(latent.stage("target"), build())
+
+
+context, target, free = (latent.stage(name) for name in STAGES)
+
+
+@pytest.mark.parametrize(
+    ("role", "first", "second"),
+    [
+        (latent, [11, 12, 13, 18, 19], [11, 12, 17]),
+        (between, [14, 15, 16, 17], [13, 14, 15, 16]),
+        (answer, [20, 21, 22], [18, 19, 20, 21]),
+        (context, [11, 12, 13], [11, 12]),
+        (target, [18, 19], [17]),
+        (free, [15, 16], [14, 15]),
+        (context[-1], [13], [12]),
+        (target[0], [18], [17]),
+        (target[-1], [19], [17]),
+        (target[1], [19], []),
+        (context[1:], [12, 13], [12]),
+        (free[-1], [16], [15]),
+        (context.source, [10, 11, 12], [10, 11]),
+        (target.source, [17, 18], [16]),
+        (target.source[-1], [18], [16]),
+        (context.end, [14], [13]),
+        (target.end, [20], [18]),
+        (free.end, [17], [16]),
+        (latent.end, [20], [18]),
+        (latent[3], [18], []),
+        (latent[-1], [19], [17]),
+        (latent.source, [10, 11, 12, 17, 18], [10, 11, 16]),
+        (context | free, [11, 12, 13, 15, 16], [11, 12, 14, 15]),
+        (latent - target, [11, 12, 13], [11, 12]),
+        (~(prompt | answer | target | between), [11, 12, 13], [11, 12]),
+    ],
+    ids=str,
+)
+def test_what_each_role_of_a_stage_names(role: Role, first: list[int], second: list[int]) -> None:
+    assert columns(role, 0, staged()) == first
+    assert columns(role, 1, staged()) == second
+    assert columns(parse(str(role)), 0, staged()) == first
+
+
+def test_a_missing_stage_says_which_there_are_and_an_absent_one_which_items_lack_it() -> None:
+    with pytest.raises(
+        RoleError, match=r"the role latent.stage\('ctx'\) .*; available stages: 'context', 'target', 'free'"
+    ):
+        resolve(latent.stage("ctx")[0], staged())
+    with pytest.raises(RoleError, match=r"1 of 3 items: 'c' \(latent.stage\('target'\): this item has no such stage\)"):
+        resolve(target, staged())
+    with pytest.raises(RoleError, match=r"2 of 3 items: 'b' \(latent.stage\('target'\)\[1\]: .* has 1 here\), 'c'"):
+        resolve(target[1], staged())
+    with pytest.raises(RoleError, match="free tokens are embedded as any token"):
+        resolve(free.source, staged())
+    assert resolve(target.end, staged(), absent="drop").dropped == ("c",)
+
+
+def test_while_a_later_stage_is_still_to_come_no_index_from_the_end_names_the_present_one() -> None:
+    whole = staged()
+    part = replace(
+        whole,
+        segments=whole.segments[:, :14],
+        steps=whole.steps[:, :14],
+        stages=whole.stages[:, :14],
+        patches=whole.patches[:, :14],
+        input_ids=whole.input_ids[:, :14],
+        position_ids=whole.position_ids[..., :14],
+        n_staged=torch.tensor([[3, 2, 2], [2, 1, 2], [0, 0, 0]]),
+    )
+    assert columns(latent[-1], 0, part) == [] and columns(latent.end, 0, part) == []
+    assert columns(context[-1], 0, part) == [13] and columns(target[-1], 0, part) == []
+    assert columns(free[-1], 0, part) == [] and columns(context.end, 1, part) == [13]
+    # One more latent of the context is sure to come: the last that is here is not the stage's last.
+    assert columns(context[-1], 0, replace(part, n_staged=part.n_staged + 1)) == []
 
 
 @pytest.mark.parametrize(("role", "seen"), [(latent, [11, 12]), (latent[1], [12]), (latent[-1], []), (answer, [])])
@@ -232,6 +333,7 @@ def test_roles_work_while_only_some_columns_are_there(role: Role, seen: list[int
         segments=whole.segments[:, :13],
         steps=whole.steps[:, :13],
         patches=whole.patches[:, :13],
+        stages=whole.stages[:, :13],
         input_ids=whole.input_ids[:, :13],
         position_ids=whole.position_ids[..., :13],
     )
@@ -293,5 +395,9 @@ def test_describe_has_a_line_for_each_position() -> None:
     assert (latent_line["role"], latent_line["step"], latent_line["token"]) == ("latent", 2, "<13>")
     assert (latent_line["t"], latent_line["h"], latent_line["w"]) == (13, 66 + 13, 132 + 13)
     assert set(describe(build(), -1)["token"]) == {None}
+    assert set(describe(build(), 0)["stage"]) == {""}
+    several = describe(staged(), 0).set_index("column")
+    assert several.loc[[13, 14, 15, 18], "stage"].tolist() == ["context", "", "free", "target"]
+    assert several.loc[[13, 14, 15, 18], "role"].tolist() == ["latent", "between", "between", "latent"]
     with pytest.raises(RoleError, match="row 3 of a batch of 3"):
         describe(build(), 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prismlens.errors import RoleError
-from prismlens.positions import answer, image, latent, lead, parse
+from prismlens.positions import answer, between, image, latent, lead, parse
 
 
 def test_text_is_what_a_user_writes() -> None:
@@ -14,6 +14,8 @@ def test_text_is_what_a_user_writes() -> None:
     assert str(latent - (latent - latent[0])) == "latent - (latent - latent[0])"
     assert repr(latent[1:]) == "latent[1:]"
     assert str(latent.stage("target")) == "latent.stage('target')"
+    assert str(latent.stage("target").source[-1]) == "latent.stage('target').source[-1]"
+    assert parse('~latent.stage("a").end | between') == ~latent.stage("a").end | between
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,8 @@ def test_text_is_what_a_user_writes() -> None:
         ("__import__('os').getcwd()", "cannot read"),
         ("", "is not a role"),
         ("-latent", "cannot read -latent"),
+        ("latent.stage('a').first", r"cannot read latent\.stage\('a'\)\.first"),
+        ("answer.stage('a').end", r"cannot read answer\.stage\('a'\)"),
     ],
 )
 def test_unreadable_text_is_an_error(text: str, message: str) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from prismlens.corruption import ELSEWHERE, SLOT, VECTOR, part_of, removes
 from prismlens.data.shapes import shapes
-from prismlens.errors import CheckpointError, EditError, PrismlensError, SiteError
+from prismlens.errors import EditError, PrismlensError, SiteError
 from prismlens.interventions import Cut, DeleteKV, Edit, Mean, Noise, Swap, Zero
 from prismlens.models.answers import chosen_letter
 from prismlens.models.lvr import LVRForConditionalGeneration
@@ -105,12 +105,6 @@ def test_what_a_condition_is_evidence_for(edit: Edit, part: str, all_gone: bool)
 )
 def test_a_letter_without_a_tag_has_to_stand_alone(text: str, letter: str | None):
     assert chosen_letter(text, "ABCD") == letter
-
-
-def test_a_checkpoint_with_several_stages_is_refused():
-    config = tiny_config(tiny_processor(start=True).tokenizer, latent_steps=2, ctx_start_id=11)
-    with pytest.raises(CheckpointError, match="several stages"):
-        config.check_latents()
 
 
 def test_an_edit_error_names_the_fix(model: PrismModel):

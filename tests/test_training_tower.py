@@ -6,10 +6,19 @@ import torch
 
 from prismlens.data.drawing import COLORS, SHAPES
 from prismlens.data.shapes import Scene, Thing
-from prismlens.training.tower import rescale_merger, sample_scenes, scene_features, token_labels, train_tower
-from tests.test_training_sequences import model_of, relative, scene_on
+from prismlens.training.features import tower_features
+from prismlens.training.tower import rescale_merger, token_labels, train_tower
+from prismlens.types import Item
+from tests.training_cases import base_of, relative, scene_on
 
 SCENES = [scene_on(*canvas, seed) for canvas in ((3, 3), (4, 3), (3, 4)) for seed in range(4)]
+
+
+@torch.no_grad()
+def scene_features(model, processor, scenes: list[Scene]) -> list[torch.Tensor]:
+    """Merger outputs of rendered scenes."""
+    items = [Item(scene.render(), "-") for scene in scenes]
+    return [value for value, _ in tower_features(model, processor, items)]
 
 
 def thing(shape: str, color: str, column: int, row: int) -> Thing:
@@ -39,7 +48,7 @@ def test_labels_follow_the_pixels_of_every_canvas():
 
 def test_labels_have_the_order_of_the_merger_outputs():
     """Changing the pixels of one cell changes, most of all, the outputs whose labels hold its thing."""
-    model, processor = model_of("sft")
+    model, processor = base_of(layers=1)
     for scene in SCENES[:6]:
         first = scene.things[0]
         without = Scene(scene.things[1:], scene.columns, scene.rows, scene.style)
@@ -49,14 +58,14 @@ def test_labels_have_the_order_of_the_merger_outputs():
 
 
 def test_features_come_one_scene_at_a_time_in_order_whatever_the_batch():
-    model, processor = model_of("sft")
+    model, processor = base_of(layers=1)
     for scene, together in zip(SCENES, scene_features(model, processor, SCENES), strict=True):
         assert len(together) == scene.rows * scene.columns * 4
         assert relative(together, scene_features(model, processor, [scene])[0]) < 1e-5
 
 
 def test_rescaling_gives_mean_zero_and_variance_one_by_an_affine_change_of_the_outputs():
-    model, processor = model_of("sft")
+    model, processor = base_of(layers=1)
     visual = model.model.visual
     before = {name: value.clone() for name, value in model.state_dict().items()}
     raw = torch.cat(scene_features(model, processor, SCENES))
@@ -75,7 +84,7 @@ def test_rescaling_gives_mean_zero_and_variance_one_by_an_affine_change_of_the_o
 
 
 def test_rescaling_touches_the_last_linear_layer_only():
-    model, processor = model_of("sft")
+    model, processor = base_of(layers=1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     rescale_merger(model, processor, SCENES)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
@@ -85,7 +94,7 @@ def test_rescaling_touches_the_last_linear_layer_only():
 def test_the_towers_lesson_is_its_seed_and_leaves_the_language_model_alone():
     states = []
     for _ in range(2):
-        model, processor = model_of("sft")
+        model, processor = base_of(layers=1)
         before = {name: value.clone() for name, value in model.state_dict().items()}
         score = train_tower(model, processor, steps=11, seed=0, batch=4)
         assert 0 <= score <= 1
@@ -95,11 +104,6 @@ def test_the_towers_lesson_is_its_seed_and_leaves_the_language_model_alone():
         if not name.startswith("model.visual."):
             assert torch.equal(value, before[name])
     assert not torch.equal(states[0]["model.visual.merger.mlp.0.weight"], before["model.visual.merger.mlp.0.weight"])
-
-
-def test_sampled_scenes_are_their_seed():
-    assert sample_scenes(5, 3) == sample_scenes(5, 3) != sample_scenes(5, 4)
-    assert {scene.split for scene in sample_scenes(20, 0, "validation")} == {"validation"}
 
 
 @pytest.mark.parametrize("axis", [2, 3])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prismlens.data.shapes import shapes
-from prismlens.errors import CheckpointError
+from prismlens.errors import CheckpointError, SettingError
 from prismlens.models.loop import LoopSettings, replay_inputs, unroll
 from prismlens.models.lvr import LVRForConditionalGeneration
 from prismlens.models.visibility import Rule, additive, masks
@@ -29,7 +29,7 @@ def sequence(*segments: Segment) -> Unrolled:
     return Unrolled(
         (ITEMS[0],), ids, torch.tensor([list(map(int, segments))]), steps, torch.full((1, n, 2), -1),
         torch.ones(1, 2, dtype=torch.long), torch.zeros(3, 1, n, dtype=torch.long), torch.zeros(1, 0, 4),
-        (steps >= 0).sum(1), n, torch.tensor([-1]),
+        (steps >= 0).sum(1), n, torch.tensor([-1]), torch.full_like(steps, -1),
     )  # fmt: skip
 
 
@@ -54,8 +54,18 @@ def test_layers_under_the_same_rules_share_one_mask():
 
 def test_questions_that_share_a_prefix_do_not_see_each_other():
     run = sequence(S.IMAGE, S.QUESTION, S.QUESTION, S.QUESTION)
-    (mask,) = masks(run, (), n_layers=1, n_queries=4, blocks=torch.tensor([[-1, 0, 1, 0]]))
+    blocks, groups = torch.tensor([[-1, 0, 1, 0]]), torch.zeros(1, 4, dtype=torch.long)
+    (mask,) = masks(run, (), n_layers=1, n_queries=4, blocks=blocks, groups=groups)
     assert mask[0, 0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 1]]
+    with pytest.raises(SettingError, match="only one of blocks and groups"):
+        masks(run, (), n_layers=1, n_queries=4, blocks=blocks)
+
+
+def test_groups_side_by_side_do_not_see_each_others_prefix():
+    run = sequence(S.IMAGE, S.QUESTION, S.IMAGE, S.QUESTION)
+    blocks, groups = torch.tensor([[-1, 0, -2, 1]]), torch.tensor([[0, 0, 1, 1]])
+    (mask,) = masks(run, (), n_layers=1, n_queries=4, blocks=blocks, groups=groups)
+    assert mask[0, 0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
 
 
 def test_additive_masks_are_zero_or_the_lowest_number():

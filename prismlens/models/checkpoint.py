@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig
+from transformers.integrations.accelerate import load_offloaded_parameter
 from transformers.utils import logging as transformers_logging
-from transformers.utils.hub import cached_file
+from transformers.utils.import_utils import is_accelerate_available
 
 from prismlens.errors import CheckpointError
 from prismlens.models.config import LVRConfig
+from prismlens.models.draft import draft
+from prismlens.models.formats import LATENT_TOKENS, STAGE_TOKENS, TODAY, from_released
 from prismlens.models.lvr import LVRForConditionalGeneration
-from prismlens.models.processor import END, IMAGE_PAD, LATENT_END, SLOT, START, LVRProcessor
+from prismlens.models.processor import IMAGE_PAD, START, LVRProcessor
+from prismlens.models.stages import first_stage
+from prismlens.models.weights import PICKLED, SAFE, as_dtype, named_files, refuse_pickled, stored_dtypes
 
+DeviceMap = str | int | torch.device | dict[str, Any]
+"""Where the parts of a model go: ``"auto"``, one device, or names of modules and their devices."""
 ZOO = Path(__file__).parent / "zoo"
 """Where the shipped models lie, one folder a model."""
 PREFIX = "tiny/"
-SAFE = ".safetensors"
-INDEX = "model.safetensors.index.json"
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MANIFEST = "training.json"
-OLD_KEYS = {r"^visual\.": "model.visual.", r"^model\.(?!language_model\.|visual\.)": "model.language_model."}
-"""Names of weights before transformers 4.52, in which released checkpoints are written, and today's."""
+SHARD = "5GB"
+"""Weights that take more are written as several files of at most this size."""
 
 
 def zoo_names() -> tuple[str, ...]:
@@ -44,22 +46,34 @@ def zoo_manifest(name: str) -> dict[str, object]:
 
 
 def load_checkpoint(
-    name: str | Path, *, dtype: torch.dtype = torch.float32
+    name: str | Path, *, dtype: torch.dtype | str = torch.float32, device_map: DeviceMap | None = None
 ) -> tuple[LVRForConditionalGeneration, LVRProcessor]:
     """A shipped model (``tiny/...``), a local folder, or a hub id. Only safetensors are read; no remote code is run.
 
+    Folders of the released LVR code are read as they are, see `formats.from_released`. Weights go from the files to
+    their place one by one: there is never a second copy of the model in memory.
+
+    Args:
+        name: what to load.
+        dtype: of the weights in memory, as such or by name; ``"auto"`` is that of the files.
+        device_map: spread the model, see transformers' ``from_pretrained``; needs the extra ``train`` (accelerate).
+
     Raises:
-        CheckpointError: nothing there, weights that are pickled, cut short, or do not fit the config, or a
-            configuration or tokenizer without the latent block's tokens.
+        CheckpointError: nothing there, weights that are pickled, cut short, quantised, or do not fit the config, a
+            configuration that contradicts itself, or a configuration or tokenizer without the latent block's tokens.
     """
     text = str(name)
-    source = _source(text)
+    if device_map is not None and not is_accelerate_available():
+        raise CheckpointError(
+            f"device_map = {device_map!r} without the library accelerate",
+            needed="accelerate, which spreads a model over devices",
+            cause="prismlens was installed without the extra that brings it",
+            fix="pip install 'prismlens[train]', or give device= instead of device_map=",
+        )
+    source = resolve_source(text)
     config = _read_config(source, text)
-    model = _read_weights(source, config, dtype, text)
-    with _explained(f"the processor of {text!r}", needed="preprocessor_config.json and a fast tokenizer's files"):
-        processor = LVRProcessor.from_pretrained(source, start=config.latent_entry == "forced")
-    _check_tokens(config, processor, text)
-    return model.eval(), processor
+    model = _read_weights(source, config, dtype, device_map, text)
+    return model.eval(), _read_processor(source, config, text)
 
 
 def save_checkpoint(
@@ -68,45 +82,70 @@ def save_checkpoint(
     folder: str | Path,
     *,
     manifest: dict[str, object] | None = None,
+    max_shard_size: int | str | None = None,
 ) -> None:
     """Write a folder that plain transformers reads: all of it, or nothing.
 
+    Args:
+        model: the model, in whatever dtype it is to be stored.
+        processor: its processor.
+        folder: a new or empty folder.
+        manifest: what `zoo_manifest` reads.
+        max_shard_size: bytes, or a text such as ``"5GB"`` (the default): larger weights become several files.
+
     Raises:
-        CheckpointError: the folder exists and is not empty, or a file has its name.
+        CheckpointError: the folder exists and is not empty, a file has its name, or the disk is full.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(
-            f"{str(folder)!r} exists and is not an empty folder", needed="a new folder", fix="choose another name"
-        )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        eos = model.config.text.eos_token_id
-        model.save_pretrained(draft)
-        GenerationConfig(eos_token_id=eos, pad_token_id=processor.pad_id).save_pretrained(draft)
-        processor.save_pretrained(draft)
+    with draft(folder) as made:
+        write_model(model, processor, made, max_shard_size=max_shard_size)
         if manifest is not None:
-            (draft / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        if folder.exists():
-            folder.rmdir()
-        os.replace(draft, folder)
-        folder.chmod(0o755)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+            (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def write_model(
+    model: LVRForConditionalGeneration,
+    processor: LVRProcessor,
+    folder: Path,
+    *,
+    weights: dict[str, Tensor] | None = None,
+    max_shard_size: int | str | None = None,
+) -> None:
+    """Write model and processor into an existing folder; the model's config is given back as it was.
+
+    Args:
+        model: the model.
+        processor: its processor.
+        folder: where to.
+        weights: what to store instead of the model's weights under their own names.
+        max_shard_size: see `save_checkpoint`.
+    """
+    before = {field: getattr(model.config, field, None) for field in ("architectures", "dtype")}
+    try:
+        # Without the last argument a model that was read under old names would be written under them again.
+        model.save_pretrained(
+            folder, state_dict=weights, max_shard_size=max_shard_size or SHARD, save_original_format=False
+        )
+    finally:
+        for field, value in before.items():
+            setattr(model.config, field, value)
+    decoding = dict(model.generation_config.to_diff_dict())
+    decoding["eos_token_id"] = decoding.get("eos_token_id") or model.config.text.eos_token_id
+    GenerationConfig(**decoding | {"pad_token_id": processor.pad_id}).save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 def weight_hash(model: LVRForConditionalGeneration) -> str:
-    """Sixteen hex digits that change with any weight."""
+    """Sixteen hex digits that change with any weight; the same wherever the weights lie."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(model.state_dict().items()):
+        if tensor.is_meta:  # offloaded: its values are not in the module
+            tensor = load_offloaded_parameter(model, name)
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _source(name: str) -> str | Path:
+def resolve_source(name: str) -> str | Path:
     """The checked folder of a shipped or local model, or the hub id itself."""
     folder = _zoo_folder(name) if name.startswith(PREFIX) else Path(name)
     if folder.exists():
@@ -148,7 +187,7 @@ def _check_folder(folder: Path) -> None:
         )
     files = sorted(path.name for path in folder.iterdir())
     if not any(name.endswith(SAFE) for name in files):
-        _refuse_pickled(str(folder), [name for name in files if name.endswith(PICKLED)])
+        refuse_pickled(str(folder), [name for name in files if name.endswith(PICKLED)])
         raise CheckpointError(
             f"{str(folder)!r} holds no weights",
             needed=f"weights as {SAFE}",
@@ -165,20 +204,24 @@ def _read_config(source: str | Path, name: str) -> LVRConfig:
         cause="a file cut short or edited by hand, or no network for a hub id",
         fix="fetch config.json again",
     ):
-        config = LVRConfig.from_pretrained(source)
+        config = LVRConfig.from_dict(from_released(LVRConfig.get_config_dict(source)[0]))
         config.check_latents()
     return config
 
 
-def _read_weights(source: str | Path, config: LVRConfig, dtype: torch.dtype, name: str) -> LVRForConditionalGeneration:
+def _read_weights(
+    source: str | Path, config: LVRConfig, dtype: torch.dtype | str, device_map: DeviceMap | None, name: str
+) -> LVRForConditionalGeneration:
     """The model, every parameter of it from the files and nothing in the files left over."""
     small = _quiet() if name.startswith(PREFIX) else nullcontext()
     with small, _explained(f"the weights of {name!r}", needed=f"whole {SAFE} files that fit config.json"):
-        _refuse_pickled(name, [file for file in _named_files(source, config) if not file.endswith(SAFE)])
+        refuse_pickled(name, [file for file in named_files(source, config) if not file.endswith(SAFE)])
+        chosen = as_dtype(dtype, stored_dtypes(source, config, name), name)
+        placed: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
         # Mismatched shapes are collected, to be refused below under their names.
         loaded: Any = LVRForConditionalGeneration.from_pretrained(
-            source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True,
-            trust_remote_code=False, ignore_mismatched_sizes=True, key_mapping=OLD_KEYS,
+            source, config=config, dtype=chosen, use_safetensors=True, output_loading_info=True,
+            trust_remote_code=False, ignore_mismatched_sizes=True, key_mapping=TODAY, **placed,
         )  # fmt: skip
     model, info = loaded
     wrong = [f"{key} (missing)" for key in sorted(info["missing_keys"])]
@@ -186,6 +229,8 @@ def _read_weights(source: str | Path, config: LVRConfig, dtype: torch.dtype, nam
     wrong += [
         f"{key} ({tuple(given)} instead of {tuple(wanted)})" for key, given, wanted in sorted(info["mismatched_keys"])
     ]
+    if config.tie_word_embeddings and not model.all_tied_weights_keys:
+        wrong.append("lm_head.weight (another than the embeddings, to which the config ties it)")
     if wrong:
         raise CheckpointError(
             f"{len(wrong)} weights of {name!r} do not fit its config: {', '.join(wrong[:4])}",
@@ -194,6 +239,17 @@ def _read_weights(source: str | Path, config: LVRConfig, dtype: torch.dtype, nam
             fix="fetch the folder again, and check that config.json and weights belong together",
         )
     return model
+
+
+def _read_processor(source: str | Path, config: LVRConfig, name: str) -> LVRProcessor:
+    """The processor; where entry is forced, its prompts end with the token that opens the first stage."""
+    with _explained(f"the processor of {name!r}", needed="preprocessor_config.json and a fast tokenizer's files"):
+        processor = LVRProcessor.from_pretrained(source, start=False)
+    _check_tokens(config, processor, name)
+    if config.latent_entry != "forced":
+        return processor
+    token = str(processor.tokenizer.convert_ids_to_tokens(first_stage(config).start))
+    return LVRProcessor(processor.image_processor, processor.tokenizer, start=True if token == START else token)
 
 
 @contextmanager
@@ -208,33 +264,13 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _named_files(source: str | Path, config: LVRConfig) -> list[str]:
-    """The weight files that the index and the config name; transformers opens these whatever their format."""
-    index = cached_file(
-        source, INDEX, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
-    files = set(json.loads(Path(index).read_text())["weight_map"].values()) if isinstance(index, str) else set()
-    explicit = getattr(config, "transformers_weights", None)
-    return sorted({str(file) for file in files} | ({str(explicit)} if explicit is not None else set()))
-
-
-def _refuse_pickled(name: str, files: list[str]) -> None:
-    if files:
-        raise CheckpointError(
-            f"{name!r} holds pickled weights ({files[0]})",
-            needed=f"weights as {SAFE}",
-            cause="pickled files can run code when they are opened, so they are refused",
-            fix="convert them on a machine that you trust: model.save_pretrained(folder)",
-        )
-
-
 def _check_tokens(config: LVRConfig, processor: LVRProcessor, name: str) -> None:
     """The tokenizer must know image tokens and the block's markers under the ids that the config gives them."""
     fields = {"image_token_id": IMAGE_PAD}
     if config.latent_entry != "none":
-        fields |= {"lvr_start_id": START, "lvr_id": SLOT, "lvr_latent_end_id": LATENT_END, "lvr_end_id": END}
+        fields |= LATENT_TOKENS | STAGE_TOKENS
     for field, token in fields.items():
-        wanted = getattr(config, field)
+        wanted = getattr(config, field, None)
         found = processor.tokenizer.convert_tokens_to_ids(token)
         if wanted is not None and found != wanted:
             raise CheckpointError(

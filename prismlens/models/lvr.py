@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import sqrt
 from typing import Any, cast
 
 import torch
@@ -15,15 +16,23 @@ from transformers.cache_utils import Cache
 
 from prismlens.errors import CheckpointError
 from prismlens.models.config import LVRConfig
+from prismlens.models.heads import HEADS
 from prismlens.models.visibility import LayerMasks, Rule, additive, pick_layer_mask
 
 
 @dataclass(frozen=True, eq=False)
 class StepOutput:
-    """What one forward returns: final-norm states of its columns, and logits of the columns that were asked for."""
+    """What one forward returns.
+
+    Args:
+        hidden: final-norm states of its columns.
+        logits: of the columns that were asked for, from `hidden`.
+        latent: what would be fed back from each column: `hidden` past the LVR head, or `hidden` itself without one.
+    """
 
     hidden: Float[Tensor, "batch query d_model"]
     logits: Float[Tensor, "batch kept d_vocab"]
+    latent: Float[Tensor, "batch query d_model"]
 
 
 class HookPoint(nn.Module):
@@ -35,10 +44,15 @@ class HookPoint(nn.Module):
 
 
 class LVRForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
-    """`Qwen2_5_VLForConditionalGeneration` whose inputs may be latents, each of which passes `hook_latent`."""
+    """`Qwen2_5_VLForConditionalGeneration` whose inputs may be latents, each of which passes `hook_latent`.
+
+    Where the configuration says so it has an LVR head (`lvr_head`, read at `hook_latent_head`) and a learned end vector
+    (`lvr_latent_end_emb`); the names are those of released weights.
+    """
 
     config_class = LVRConfig
     config: LVRConfig
+    lvr_latent_end_emb: nn.Parameter | None
 
     def __init__(self, config: LVRConfig) -> None:
         super().__init__(config)
@@ -48,6 +62,13 @@ class LVRForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
                 "the config sets use_sliding_window", needed="full attention", cause="sliding windows are not supported"
             )
         self.hook_latent = HookPoint()
+        head = HEADS[config.head]
+        if head is not None:
+            self.lvr_head = head(config.text)
+            self.hook_latent_head = HookPoint()
+        start = torch.randn(config.text.hidden_size) if config.latent_end_token else None
+        vector = None if start is None else nn.Parameter(start * sqrt(len(start)) / start.norm())
+        self.register_parameter("lvr_latent_end_emb", vector)
         for index, layer in enumerate(self.model.language_model.layers):
             layer.register_forward_pre_hook(partial(pick_layer_mask, index), with_kwargs=True)
 
@@ -55,6 +76,11 @@ class LVRForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
     def n_layers(self) -> int:
         """Number of decoder layers."""
         return self.config.text.num_hidden_layers
+
+    @property
+    def has_head(self) -> bool:
+        """Whether states pass an LVR head before they are fed back."""
+        return HEADS[self.config.head] is not None
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -86,6 +112,10 @@ class LVRForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             keep: the columns whose logits are wanted.
         """
         embeds = self.model.language_model.embed_tokens(input_ids)
+        if self.lvr_latent_end_emb is not None:
+            # Training puts the vector in the place of this token, whose own embedding is never used.
+            at_end = (input_ids == self.config.lvr_latent_end_id)[..., None]
+            embeds = torch.where(at_end, self.lvr_latent_end_emb.to(embeds.dtype), embeds)
         if image_features is not None:
             image = (input_ids == self.config.image_token_id)[..., None].expand_as(embeds)
             embeds = embeds.masked_scatter(image, image_features.to(embeds.dtype))
@@ -100,7 +130,11 @@ class LVRForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             past_key_values=past_key_values,
             use_cache=past_key_values is not None,
         ).last_hidden_state
-        return StepOutput(hidden, self.lm_head(hidden[:, keep]))
+        return StepOutput(hidden, self.lm_head(hidden[:, keep]), self.latent_of(hidden))
+
+    def latent_of(self, hidden: Float[Tensor, "batch query d_model"]) -> Float[Tensor, "batch query d_model"]:
+        """What final-norm states become when they are fed back; the states themselves without an LVR head."""
+        return self.hook_latent_head(self.lvr_head(hidden)) if self.has_head else hidden
 
     def image_features(self, pixel_values: Tensor | None, grid_thw: Int[Tensor, "image 3"] | None) -> Tensor | None:
         """Merger outputs of all images, ``[image_token, d_model]`` in row-major order, or None without images."""

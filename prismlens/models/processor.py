@@ -51,20 +51,23 @@ class LVRProcessor:
     Args:
         image_processor: transformers' PIL processor (smart resize, patches).
         tokenizer: a fast tokenizer with a chat template.
-        start: append the latent block's start marker to the prompt (forced entry).
+        start: what the prompt ends with: a token that opens a stage of latents (forced entry), the start marker of a
+            block of one stage (True), or nothing of the kind (False).
 
     Attributes:
         control_ids: ids that are never part of a text.
     """
 
     def __init__(
-        self, image_processor: Qwen2VLImageProcessorPil, tokenizer: PreTrainedTokenizerFast, *, start: bool = True
+        self, image_processor: Qwen2VLImageProcessorPil, tokenizer: PreTrainedTokenizerFast, *, start: bool | str = True
     ) -> None:
         if not tokenizer.is_fast:
             raise CheckpointError(
                 f"a slow tokenizer ({type(tokenizer).__name__})", needed="a fast one: roles come from character offsets"
             )
         self.image_processor, self.tokenizer, self.start = image_processor, tokenizer, start
+        if isinstance(start, str):
+            token_id(tokenizer, start)
         added: Any = tokenizer.get_added_vocab()
         self._reserved = tuple(sorted({*tokenizer.all_special_tokens, *added}))
         # `all_special_ids` knows only tokens with a function, such as the end of a text, and not the block's markers.
@@ -73,7 +76,7 @@ class LVRProcessor:
         self.control_ids = frozenset({*tokenizer.all_special_ids, *special, *markers})
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, start: bool = True) -> LVRProcessor:
+    def from_pretrained(cls, folder: str | Path, *, start: bool | str = True) -> LVRProcessor:
         """Read `preprocessor_config.json` and the tokenizer of a model folder or hub id; runs no remote code."""
         return cls(
             Qwen2VLImageProcessorPil.from_pretrained(folder),
@@ -113,6 +116,11 @@ class LVRProcessor:
         return Prompt(tuple(items), input_ids, segments, patches, grids, pixels["pixel_values"], grid_thw)
 
     @property
+    def start_token(self) -> str:
+        """What the prompt ends with to force entry, empty where the model enters by itself."""
+        return self.start if isinstance(self.start, str) else START * self.start
+
+    @property
     def pad_id(self) -> int:
         """The id that fills padding; never attended to."""
         token = self.tokenizer.pad_token or self.tokenizer.eos_token
@@ -133,7 +141,7 @@ class LVRProcessor:
                 fix="save the processor of the model that the checkpoint was trained from beside it",
             )
         before, after = (part.replace(IMAGE_PAD, IMAGE_PAD * n_image_tokens) for part in (before, after))
-        text = before + user + after + (START if self.start else "")
+        text = before + user + after + self.start_token
         bounds = (len(before), len(before) + len(item.question.strip()), len(before) + len(user))
         tokens = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
         image_id = token_id(self.tokenizer, IMAGE_PAD)

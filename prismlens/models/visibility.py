@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from prismlens.errors import CheckpointError
+from prismlens.errors import CheckpointError, SettingError
 from prismlens.positions import Role, parse
 from prismlens.unrolled import Unrolled
 
@@ -49,6 +49,7 @@ def masks(
     n_layers: int,
     n_queries: int,
     blocks: Int[Tensor, "batch pos"] | None = None,
+    groups: Int[Tensor, "batch pos"] | None = None,
 ) -> LayerMasks:
     """The masks for a forward over the last `n_queries` columns, one a layer, True where attention is allowed.
 
@@ -57,13 +58,20 @@ def masks(
         rules: what is hidden from whom.
         n_layers: number of decoder layers; layers under the same rules share one tensor.
         n_queries: how many of the last columns are queries.
-        blocks: where several questions share one prefix: the question of each column, -1 for the prefix. A column
-            sees the prefix and its own question only.
+        blocks: where several sequences lie side by side: the number of each column's own. A column sees its own
+            block, and the prefix of its group.
+        groups: given with `blocks`: the group of each column. Block ``-1 - g`` is the prefix that group g shares.
+
+    Raises:
+        SettingError: only one of the two is given.
     """
     base = causal(unrolled.valid, n_queries)
-    if blocks is not None:
+    if (blocks is None) != (groups is None):
+        raise SettingError("only one of blocks and groups", needed="both, or neither")
+    if blocks is not None and groups is not None:
         same = blocks[:, -n_queries:, None] == blocks[:, None, :]
-        base = base & (same | (blocks[:, None, :] < 0))
+        prefix = blocks[:, None, :] == -1 - groups[:, -n_queries:, None]
+        base = base & (same | prefix)
     hidden = [(rule, _hidden(rule, unrolled, n_queries)) for rule in rules]
     made: dict[tuple[int, ...], Tensor] = {}
     out = LayerMasks()

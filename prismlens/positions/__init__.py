@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from prismlens.positions.boxes import box_tokens, slot_tokens
+from prismlens.positions.boxes import box_tokens, enlarged, slot_tokens
 from prismlens.positions.description import describe
 from prismlens.positions.named import (
     NAMES,
     answer,
+    between,
     image,
     latent,
     lead,
@@ -24,8 +25,10 @@ __all__ = [
     "Positions",
     "Role",
     "answer",
+    "between",
     "box_tokens",
     "describe",
+    "enlarged",
     "image",
     "latent",
     "lead",

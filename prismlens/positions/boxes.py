@@ -66,6 +66,16 @@ def slot_tokens(boxes: Sequence[Box], grid: tuple[int, int], steps: int) -> list
     return slots
 
 
+def enlarged(box: Box, scale: float) -> Box:
+    """The box scaled about its centre, clipped to the image."""
+    if scale == 1:
+        return box
+    x1, y1, x2, y2 = box
+    half_x, half_y = (x2 - x1) * scale / 2, (y2 - y1) * scale / 2
+    x, y = (x1 + x2) / 2, (y1 + y2) / 2
+    return (max(x - half_x, 0.0), max(y - half_y, 0.0), min(x + half_x, 1.0), min(y + half_y, 1.0))
+
+
 def _covered(start: float, end: float, tokens: int) -> range:
     """The tokens that ``start..end`` covers along one axis: never empty, never outside ``0..tokens - 1``."""
     fine = tokens * MERGE

@@ -28,9 +28,10 @@ def describe(unrolled: Unrolled, row: int, tokenizer: Decoder | None = None) -> 
         tokenizer: gives the column ``token`` its texts; None without one.
 
     Returns:
-        Columns ``column``, ``token_id``, ``token``, ``role`` (the segment), ``step`` (of the latent), ``patch_row`` and
-        ``patch_column`` (of the image token in the merged grid), ``t``, ``h``, ``w`` (M-RoPE ids). Steps and patches
-        are -1 where there is none. At latents the token is the slot token, though a vector was fed in its place.
+        Columns ``column``, ``token_id``, ``token``, ``role`` (the segment), ``step`` (of the latent), ``stage`` (its
+        name, of latents and free tokens; empty elsewhere), ``patch_row`` and ``patch_column`` (of the image token in
+        the merged grid), ``t``, ``h``, ``w`` (M-RoPE ids). Steps and patches are -1 where there is none. At latents
+        the token is the slot token, though a vector was fed in its place.
 
     Raises:
         RoleError: there is no such row.
@@ -49,6 +50,7 @@ def describe(unrolled: Unrolled, row: int, tokenizer: Decoder | None = None) -> 
             "token": [None if tokenizer is None else tokenizer.decode([token]) for token in ids],
             "role": [Segment(value).name.lower() for value in unrolled.segments[row, columns].tolist()],
             "step": unrolled.steps[row, columns].tolist(),
+            "stage": [unrolled.stage_names[i] if i >= 0 else "" for i in unrolled.stages[row, columns].tolist()],
             "patch_row": patch_rows.tolist(),
             "patch_column": patch_columns.tolist(),
             "t": temporal.tolist(),

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from prismlens.errors import RoleError
 from prismlens.positions.boxes import box_tokens
 from prismlens.positions.role import Role
+from prismlens.positions.stage import Stage, after, before
 from prismlens.unrolled import Segment, Unrolled
 
 PROMPT = (Segment.TEMPLATE, Segment.IMAGE, Segment.QUESTION, Segment.OPTIONS, Segment.LEAD)
@@ -51,7 +51,7 @@ class Image(Named):
 
 @dataclass(frozen=True, repr=False)
 class Answer(Named):
-    """Everything after the latent block; everything generated where there is no block."""
+    """Everything after the (last) latent block; everything generated where there is no block."""
 
     name: str = "answer"
 
@@ -83,11 +83,11 @@ class Latent(Named):
 
     @property
     def end(self) -> Role:
-        """The position after the last latent."""
+        """The position after the last latent of all."""
         return Named("latent.end")
 
-    def stage(self, name: str) -> Role:
-        """The latents of one named stage; resolving it fails on a model whose block has no named stages."""
+    def stage(self, name: str) -> Stage:
+        """The latents of one named stage, or the free tokens (``"free"``); resolving it fails on a model without it."""
         return Stage(name)
 
 
@@ -104,25 +104,6 @@ class LatentSource(Named):
         return torch.where(self.mask(unrolled), steps, -1), unrolled.n_latents
 
 
-@dataclass(frozen=True, repr=False)
-class Stage(Role):
-    """The latents of a named stage. `Unrolled` records no stages yet, so every name is an error when it is used."""
-
-    name: str
-
-    def mask(self, unrolled: Unrolled) -> Bool[Tensor, "batch pos"]:
-        """Always a RoleError: there are no named stages to choose from."""
-        raise RoleError(
-            f"the role {self} was asked for; available stages: none",
-            needed="a stage that this model has",
-            cause="this model has one block with no named stages",
-            fix="use latent, or latent[i] for one step",
-        )
-
-    def __str__(self) -> str:
-        return f"latent.stage({self.name!r})"
-
-
 def _segment(*segments: Segment) -> Callable[[Unrolled], Bool[Tensor, "batch pos"]]:
     """A mask function: True where the position belongs to one of the segments."""
 
@@ -130,20 +111,6 @@ def _segment(*segments: Segment) -> Callable[[Unrolled], Bool[Tensor, "batch pos
         return torch.isin(unrolled.segments, torch.tensor(segments, device=unrolled.device))
 
     return mask
-
-
-def _before(mask: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
-    """The positions one column before those of a mask."""
-    moved = torch.zeros_like(mask)
-    moved[:, :-1] = mask[:, 1:]
-    return moved
-
-
-def _after(mask: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
-    """The positions one column after those of a mask."""
-    moved = torch.zeros_like(mask)
-    moved[:, 1:] = mask[:, :-1]
-    return moved
 
 
 def _column(columns: Int[Tensor, " batch"], unrolled: Unrolled) -> Bool[Tensor, "batch pos"]:
@@ -167,7 +134,7 @@ def _box(unrolled: Unrolled) -> Bool[Tensor, "batch pos"]:
 def _latent_end(unrolled: Unrolled) -> Bool[Tensor, "batch pos"]:
     """The position after the latent with the row's highest step."""
     last = (unrolled.steps >= 0) & (unrolled.steps == unrolled.n_latents[:, None] - 1)
-    return _after(last) & unrolled.valid
+    return after(last) & unrolled.valid
 
 
 def _answer_source(unrolled: Unrolled) -> Bool[Tensor, "batch pos"]:
@@ -183,10 +150,11 @@ MASKS: Mapping[str, Callable[[Unrolled], Bool[Tensor, "batch pos"]]] = MappingPr
         "options": _segment(Segment.OPTIONS),
         "lead": _segment(Segment.LEAD),
         "latent": _segment(Segment.LATENT),
+        "between": _segment(Segment.BETWEEN),
         "answer": _segment(Segment.ANSWER),
         "prompt": _segment(*PROMPT),
         "image.box": _box,
-        "latent.source": lambda unrolled: _before(_segment(Segment.LATENT)(unrolled)) & unrolled.valid,
+        "latent.source": lambda unrolled: before(_segment(Segment.LATENT)(unrolled)) & unrolled.valid,
         "latent.end": _latent_end,
         "answer.first": lambda unrolled: _column(unrolled.answer_first, unrolled),
         "answer.source": _answer_source,
@@ -230,13 +198,14 @@ image = Image()
 question = Named("question")
 options = Named("options")
 lead = Named("lead")
+between = Named("between")
 latent = Latent()
 answer = Answer()
 prompt = Named("prompt")
 
 NAMES: Mapping[str, Role] = MappingProxyType(
     {
-        **{str(role): role for role in (template, image, question, options, lead, latent, answer, prompt)},
+        **{str(role): role for role in (template, image, question, options, lead, latent, between, answer, prompt)},
         **{str(role): role for role in (image.box, latent.source, latent.end, answer.first, answer.source)},
     }
 )

@@ -9,12 +9,15 @@ from collections.abc import Callable
 from prismlens.errors import RoleError
 from prismlens.positions.named import NAMES, latent
 from prismlens.positions.role import Role
+from prismlens.positions.stage import Stage
 
 SYMBOLS: dict[type[ast.operator], Callable[[Role, Role], Role]] = {
     ast.BitOr: lambda left, right: left | right,
     ast.BitAnd: lambda left, right: left & right,
     ast.Sub: lambda left, right: left - right,
 }
+OF_STAGE: dict[str, Callable[[Stage], Role]] = {"source": lambda stage: stage.source, "end": lambda stage: stage.end}
+"""What can stand after ``latent.stage("name")``."""
 
 
 def parse(text: str) -> Role:
@@ -44,6 +47,8 @@ def _role(node: ast.expr, text: str) -> Role:
 
 def _named(node: ast.expr, text: str) -> Role:
     """A name, or a name with an attribute."""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Call):
+        return _of_stage(node, text)
     name = ast.unparse(node)
     if name in NAMES:
         return NAMES[name]
@@ -84,7 +89,15 @@ def _inverted(node: ast.expr, text: str) -> Role:
     return ~_role(node.operand, text)
 
 
-def _stage(node: ast.expr, text: str) -> Role:
+def _of_stage(node: ast.Attribute, text: str) -> Role:
+    """``latent.stage("name").source`` or ``.end``."""
+    stage = _stage(node.value, text)
+    if node.attr not in OF_STAGE:
+        raise _unreadable(text, ast.unparse(node))
+    return OF_STAGE[node.attr](stage)
+
+
+def _stage(node: ast.expr, text: str) -> Stage:
     """``latent.stage("name")``, the only call there is."""
     assert isinstance(node, ast.Call)
     values = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prismlens.errors import PrismlensError
 from prismlens.models.answers import answer_start, chosen_letter, letter_ids
+from prismlens.models.held import block_lengths
 from prismlens.models.loop import Forward, LoopSettings, plain_forward, replay_inputs, unroll
 from prismlens.models.lvr import LVRForConditionalGeneration, StepOutput
 from prismlens.models.processor import LVRProcessor, Prompt
@@ -36,10 +37,8 @@ class Engine:
 
 
 @torch.no_grad()
-def run_batch(
-    engine: Engine, prompt: Prompt, settings: LoopSettings, edits: BatchEdits, held: Float[Tensor, "b s d"] | None
-) -> Run:
-    """Decode one batch under edits."""
+def run_batch(engine: Engine, prompt: Prompt, settings: LoopSettings, edits: BatchEdits, held: Unrolled | None) -> Run:
+    """Decode one batch under edits; `held` is the clean run of the same items, where its latents are to be fed."""
     letters = max((len(item.letters) for item in prompt.items), default=0)
     spelled = letter_ids(engine.processor, "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:letters])
     scores: list[Tensor] = []
@@ -50,7 +49,8 @@ def run_batch(
         return output
 
     inner = _editing_forward(engine, edits)
-    run = unroll(engine.hf, prompt, settings, forward=recording, held=held, rules=edits.rules())
+    latents, blocks = (None, None) if held is None else (held.latents, block_lengths(held))
+    run = unroll(engine.hf, prompt, settings, forward=recording, held=latents, held_blocks=blocks, rules=edits.rules())
     finished = _finished(engine.processor, run, torch.stack(scores, 1), settings.latent_steps)
     edits.audit(finished.unrolled, run.n_prompt + len(scores) - 1)
     return finished
@@ -73,7 +73,7 @@ def replay_batch(
     reads = [Read(site(name, engine.hf.n_layers), mask) for name in names]
     traced = traced_step(engine.wrapper, inputs, edits.writes(run, run.shape[1]), reads)
     if all(edit.mode == "free" for edit in edits.edits):
-        _check_replay(run, traced.output.hidden)
+        _check_replay(run, traced.output.latent)
     return traced.values, engine.hf.lm_head(traced.output.hidden[mask])
 
 
@@ -126,17 +126,17 @@ def _finished(
     return Run(finished, tuple(texts), tuple(choices), options, latent_steps)
 
 
-def _check_replay(run: Unrolled, hidden: Float[Tensor, "batch pos d"]) -> None:
-    """The states before the latents must be the latents that the free run recorded, under edits too.
+def _check_replay(run: Unrolled, latent: Float[Tensor, "batch pos d"]) -> None:
+    """What the positions before the latents give back must be the latents that the free run recorded, under edits too.
 
     Held runs record the clean run's latents and are not compared.
     """
     rows, columns = (run.steps >= 0).nonzero(as_tuple=True)
     if not len(rows):
         return
-    own, again = run.latents[rows, run.steps[rows, columns]].float(), hidden[rows, columns - 1].float()
+    own, again = run.latents[rows, run.steps[rows, columns]].float(), latent[rows, columns - 1].float()
     error = float((own - again).abs().max() / own.abs().max().clamp(min=1e-9))
-    limit = REPLAY_TOLERANCE.get(hidden.dtype, 1e-4)
+    limit = REPLAY_TOLERANCE.get(latent.dtype, 1e-4)
     if not error <= limit:
         raise PrismlensError(
             f"the replay's states differ from the run's by {error:.2g} (relative)",

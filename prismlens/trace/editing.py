@@ -12,7 +12,7 @@ from torch import Tensor
 from prismlens.errors import EditError
 from prismlens.interventions import Context, Cut, DeleteKV, Edit, Structural
 from prismlens.models.visibility import Rule
-from prismlens.positions import answer, resolve
+from prismlens.positions import latent, prompt, resolve
 from prismlens.sites import LATENT, Site, expand
 from prismlens.trace.forward import Write
 from prismlens.trace.reference import Reference
@@ -188,7 +188,8 @@ def _rule(edit: Edit) -> Rule:
     if isinstance(edit.op, Cut):
         return Rule(edit.op.by, edit.op.to, edit.op.layers)
     assert isinstance(edit.op, DeleteKV)
-    return Rule(answer, edit.positions)
+    # Markers and free tokens between two stages come after latents too, and could pass on what they read there.
+    return Rule(~(prompt | latent), edit.positions)
 
 
 def _widen(mask: Tensor | None, like: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 
 from prismlens.errors import CheckpointError, SettingError
-from prismlens.models.checkpoint import load_checkpoint, weight_hash
+from prismlens.models.checkpoint import DeviceMap, load_checkpoint, weight_hash
 from prismlens.models.lvr import LVRForConditionalGeneration
 from prismlens.models.processor import LVRProcessor
 from prismlens.trace.model import PrismModel
@@ -17,33 +17,72 @@ from prismlens.trace.model import PrismModel
 def load(
     source: str | Path | tuple[LVRForConditionalGeneration, LVRProcessor],
     *,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device | None = None,
+    device_map: DeviceMap | None = None,
     batch_size: int = 50,
 ) -> PrismModel:
     """Load a model.
 
     Args:
         source: a shipped model (``"tiny/lvr"``), a local folder, a hub id, or a model with its processor.
-        dtype: of the weights in memory; a model that is passed in keeps its own.
-        device: where to run.
+        dtype: of the weights in memory, as such or by name (``"bfloat16"``); ``"auto"`` is that of the files, and the
+            default float32.
+        device: where to run; by default the CPU, and for a model that is passed in the place where it is.
+        device_map: spread the model over devices instead: ``"auto"``, or names of modules and their devices. Needs the
+            extra ``train`` (accelerate).
         batch_size: items a batch.
 
     Raises:
         CheckpointError: see `load_checkpoint`.
+        SettingError: settings that contradict each other, or that a model which is passed in cannot follow.
     """
     if batch_size < 1:
         raise SettingError(f"batch_size = {batch_size}", needed="at least 1")
+    if device is not None and device_map is not None:
+        raise SettingError(
+            f"device = {str(device)!r} and device_map = {device_map!r}",
+            needed="one of them",
+            cause="a device_map already says where every part goes",
+            fix="leave out device",
+        )
     if isinstance(source, tuple):
         hf, processor = source
         name = "(given)"
+        _refuse_for_given(dtype=dtype, device_map=device_map)
     else:
-        hf, processor = load_checkpoint(source, dtype=dtype)
+        hf, processor = load_checkpoint(source, dtype=torch.float32 if dtype is None else dtype, device_map=device_map)
         name = str(source)
     if not isinstance(hf, LVRForConditionalGeneration):
         raise CheckpointError(
             f"a {type(hf).__name__} was given", needed="an LVRForConditionalGeneration",
             fix="save it with save_pretrained and load the folder",
         )  # fmt: skip
-    cast(Any, hf).to(device)
+    if device is not None:
+        _move(hf, device)
     return PrismModel(hf.eval(), processor, name, revision=weight_hash(hf), batch_size=batch_size)
+
+
+def _refuse_for_given(**settings: object) -> None:
+    """A model that is passed in has its dtype and its places already."""
+    for name, value in settings.items():
+        if value is not None:
+            raise SettingError(
+                f"{name} = {value!r} for a model that is passed in",
+                needed=f"no {name}",
+                cause="it applies to files that are read",
+                fix="convert or place the model before it is passed in, or load its folder",
+            )
+
+
+def _move(hf: LVRForConditionalGeneration, device: str | torch.device) -> None:
+    """Move a model that is not spread over devices; accelerate's hooks would move the inputs of one that is."""
+    spread = getattr(hf, "hf_device_map", None)
+    if spread is not None and len({str(place) for place in spread.values()}) > 1:
+        raise SettingError(
+            f"device = {str(device)!r} for a model that lies on {', '.join(sorted({str(p) for p in spread.values()}))}",
+            needed="no device",
+            cause="the model was loaded with a device_map",
+            fix="leave out device, or load the model without device_map",
+        )
+    cast(Any, hf).to(device)

@@ -18,7 +18,7 @@ from prismlens.models.loop import LoopSettings
 from prismlens.models.lvr import LVRForConditionalGeneration
 from prismlens.models.processor import LVRProcessor
 from prismlens.positions import Role, resolve
-from prismlens.sites import expand
+from prismlens.sites import HEAD, NORMALIZED, expand, refuse_headless
 from prismlens.trace.batch import Engine, every_position, replay_batch, run_batch
 from prismlens.trace.editing import BatchEdits
 from prismlens.trace.names import NamesFilter, matching_names
@@ -65,6 +65,11 @@ class PrismModel:
         return Engine(self.hf, owner._wrapper, self.processor)
 
     @property
+    def latent_site(self) -> str:
+        """The site whose value at p - 1 is what is fed back at p: the LVR head's output, or the final norm's."""
+        return HEAD if self.hf.has_head else NORMALIZED
+
+    @property
     def active_edits(self) -> tuple[Edit, ...]:
         """The view's own edits, then those of every context that is open on it."""
         return (*self.edits, *(edit for opened in self._opened for edit in opened))
@@ -80,6 +85,7 @@ class PrismModel:
         every = (*self.active_edits, *edits)
         for edit in every:
             expand(edit.site, self.hf.n_layers)
+            refuse_headless(edit.site, head=self.hf.has_head)
             _known_layers(edit, self.hf.n_layers)
         _one_mode(every)
         return replace(self, edits=every, _base=self._base or self, _added=(*self._added, *edits), _opened=[])
@@ -117,7 +123,7 @@ class PrismModel:
 
         Args:
             items: any number; they run in batches of `batch_size`, in order.
-            latent_steps: another latent budget than the checkpoint's.
+            latent_steps: another latent budget than the checkpoint's; an error on a block with several stages.
             max_new_tokens: text tokens after the latents.
             reference: a clean run of these items, and perhaps of more, where edits need one: donors are drawn from all
                 of it, and means and spreads are measured on all of it. It is made from `items` when it is not given.
@@ -135,15 +141,15 @@ class PrismModel:
         shared = self._prepared(edits, items, reference, settings.latent_steps)
         held = None
         if reference is not None and any(edit.mode == "held" for edit in edits):
-            held = reference.latents[reference.rows_of(items)]
+            held = take(reference.unrolled, reference.rows_of(items))
         runs = []
         for start in tqdm(
             range(0, len(items), self.batch_size), desc=self.name, disable=not progress, unit="batch", leave=False
         ):
             rows = slice(start, start + self.batch_size)
-            latents = None if held is None else held[rows]
+            clean = None if held is None else take(held, rows)
             fresh = replace(shared, touched={}, hidden={})
-            runs.append(run_batch(self.engine, self.processor(items[rows]), settings, fresh, latents))
+            runs.append(run_batch(self.engine, self.processor(items[rows]), settings, fresh, clean))
         donors = tuple(dict(shared.donors[edit]) for edit in edits if edit in shared.donors)
         return replace(merge_runs(runs), donors=donors, reference=reference)
 
@@ -172,7 +178,7 @@ class PrismModel:
         """
         items = checked_items(items)
         run = self.generate(items) if run is None else run.take(items)
-        names = matching_names(names_filter, self.hf.n_layers)
+        names = matching_names(names_filter, self.hf.n_layers, head=self.hf.has_head)
         if not int(run.steps_taken.max()):
             names = [name for name in names if name != "hook_latent"]
         edits = self.active_edits
@@ -216,9 +222,9 @@ class PrismModel:
         Raises:
             ItemError: some items have no box.
         """
-        budget = self.settings(steps).latent_steps
+        stages = self.settings(steps).stages_of(self.hf.config)
         starts = range(0, len(items), self.batch_size)
-        parts = [latent_targets(self.hf, self.processor, items[i : i + self.batch_size], budget) for i in starts]
+        parts = [latent_targets(self.hf, self.processor, items[i : i + self.batch_size], stages) for i in starts]
         return torch.cat(parts)
 
     def _prepared(

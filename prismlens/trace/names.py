@@ -6,25 +6,27 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from prismlens.errors import SiteError
-from prismlens.sites import PER_LAYER, closest, site_names
+from prismlens.sites import PER_LAYER, closest, refuse_headless, site_names
 
 NamesFilter: TypeAlias = str | Sequence[str] | Callable[[str], bool] | None
 """All names (None), one name or short name (``"resid_post"``: at every layer), several, or a predicate."""
 
 
-def matching_names(names_filter: NamesFilter, n_layers: int) -> list[str]:
-    """The site names that the filter lets through, in forward order.
+def matching_names(names_filter: NamesFilter, n_layers: int, *, head: bool = False) -> list[str]:
+    """The site names that the filter lets through, in forward order; `head`: the model has an LVR head.
 
     Raises:
         SiteError: a name that matches nothing, or a filter that lets nothing through.
     """
-    every = site_names(n_layers)
+    every = site_names(n_layers, head=head)
     if names_filter is None:
         return list(every)
     if callable(names_filter):
         chosen = {name for name in every if names_filter(name)}
     else:
         asked = [names_filter] if isinstance(names_filter, str) else list(names_filter)
+        for one in asked:
+            refuse_headless(one, head=head)
         chosen = {name for one in asked for name in _matches(one, every, n_layers)}
     if not chosen:
         raise SiteError("names_filter lets nothing through", needed="at least one of the model's sites")

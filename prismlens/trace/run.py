@@ -25,7 +25,7 @@ class Run:
         choice: the letter chosen, None where the text chooses none.
         option_logprobs: log-probability of each option's letter where the answer starts, ``[batch, option]``; -inf
             beyond the item's own options, NaN where the model wrote no answer.
-        latent_steps: the budget of a block, as the run was asked for it.
+        latent_steps: the budget of a block over all its stages, as the run was asked for it.
         donors: item id -> donor id, for each edit that swaps, in the order of the edits.
         reference: the clean run that the edits took donors, means and spreads from, where they needed one.
     """

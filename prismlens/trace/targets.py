@@ -11,13 +11,14 @@ from torch import Tensor
 from prismlens.errors import ItemError
 from prismlens.models.lvr import LVRForConditionalGeneration
 from prismlens.models.processor import LVRProcessor
-from prismlens.positions import slot_tokens
+from prismlens.models.stages import Stage
+from prismlens.positions import enlarged, slot_tokens
 from prismlens.types import Item
 
 
 @torch.no_grad()
 def latent_targets(
-    hf: LVRForConditionalGeneration, processor: LVRProcessor, items: Sequence[Item], steps: int
+    hf: LVRForConditionalGeneration, processor: LVRProcessor, items: Sequence[Item], stages: Sequence[Stage]
 ) -> Float[Tensor, "item step d_model"]:
     """Merger outputs of the image tokens that each item's latents stand for (see `slot_tokens`).
 
@@ -25,7 +26,7 @@ def latent_targets(
         hf: the model.
         processor: its processor.
         items: with boxes; run through the vision tower in one batch.
-        steps: latents in a block.
+        stages: of the latent block; each with its number of latents, and how much larger than the boxes it looks.
 
     Raises:
         ItemError: some items have no box.
@@ -42,5 +43,13 @@ def latent_targets(
     assert features is not None
     parts = features.split(prompt.grids.prod(1).tolist())
     grids = [(int(rows), int(columns)) for rows, columns in prompt.grids.tolist()]
-    slots = [slot_tokens(item.boxes, grid, steps) for item, grid in zip(items, grids, strict=True)]
+    slots = [_slots(item, grid, stages) for item, grid in zip(items, grids, strict=True)]
     return torch.stack([part[torch.tensor(own)] for part, own in zip(parts, slots, strict=True)])
+
+
+def _slots(item: Item, grid: tuple[int, int], stages: Sequence[Stage]) -> list[int]:
+    """The image tokens that an item's latents stand for, stage after stage."""
+    out: list[int] = []
+    for stage in stages:
+        out += slot_tokens([enlarged(box, stage.scale) for box in item.boxes], grid, stage.steps)
+    return out

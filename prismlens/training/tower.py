@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -17,17 +17,10 @@ from prismlens.data.drawing import COLORS, SHAPES
 from prismlens.data.shapes import Scene, sample_scene
 from prismlens.models.lvr import LVRForConditionalGeneration
 from prismlens.models.processor import LVRProcessor
+from prismlens.training.scenes import TOKENS_PER_CELL, sample_scenes
 
 WARM_UP = 0.1
 """Share of the steps over which the learning rate rises."""
-TOKENS_PER_CELL = 2
-"""Image tokens along a cell's side."""
-
-
-def sample_scenes(count: int, seed: int, split: str = "train") -> list[Scene]:
-    """`count` scenes of a split from one seed."""
-    rng = np.random.default_rng(seed)
-    return [sample_scene(rng, split) for _ in range(count)]
 
 
 def token_labels(scene: Scene) -> Int[np.ndarray, "token 4"]:
@@ -98,19 +91,6 @@ def rescale_merger(model: LVRForConditionalGeneration, processor: LVRProcessor, 
     assert isinstance(last, nn.Linear)
     last.weight.div_(std[:, None])
     last.bias.sub_(mean).div_(std)
-
-
-@torch.no_grad()
-def scene_features(
-    model: LVRForConditionalGeneration, processor: LVRProcessor, scenes: Sequence[Scene]
-) -> list[Float[Tensor, "token d_model"]]:
-    """Merger outputs of every scene, computed once: the tower is frozen from here on."""
-    features: list[Tensor] = []
-    for start in tqdm(range(0, len(scenes), 64), desc="image features"):
-        part = scenes[start : start + 64]
-        sizes = [len(token_labels(scene)) for scene in part]
-        features += [one.clone() for one in _features(model, processor, part).split(sizes)]
-    return features
 
 
 def _features(model: LVRForConditionalGeneration, processor: LVRProcessor, scenes: Sequence[Scene]) -> Tensor:

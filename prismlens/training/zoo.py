@@ -2,74 +2,109 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 
 from prismlens.data.shapes import shapes
-from prismlens.errors import SettingError
-from prismlens.models.checkpoint import load_checkpoint, save_checkpoint
+from prismlens.errors import SettingError, TrainingError
+from prismlens.models.checkpoint import MANIFEST, load_checkpoint, save_checkpoint
 from prismlens.models.lvr import LVRForConditionalGeneration
-from prismlens.models.processor import END, LATENT_END, LVRProcessor, token_id
-from prismlens.results import environment_manifest
+from prismlens.models.processor import LVRProcessor
 from prismlens.stats import cluster_mean_interval
 from prismlens.trace import PrismModel, load
 from prismlens.training.architecture import initialise, tiny_config, tiny_processor
-from prismlens.training.fit import Pool, train
-from prismlens.training.tower import sample_scenes, scene_features, train_tower
-from prismlens.training.variants import BASE, LATENT_STEPS, VARIANTS, Variant
+from prismlens.training.protocol import PROTOCOLS
+from prismlens.training.settings import TINY_RUN, TrainSettings
+from prismlens.training.sources import SceneSource
+from prismlens.training.tower import train_tower
+from prismlens.training.train import train
+from prismlens.training.variants import BASE, VARIANTS, Variant
 
-TOWER_STEPS, SCENES, HELD_OUT = 1500, 3000, 500
-"""Optimiser steps of the vision tower, scenes of the training pool, and held-out items that accuracy is measured on."""
-
-app = typer.Typer(add_completion=False)
-
-
-@app.command()
-def main(
-    names: Annotated[list[str] | None, typer.Argument(help="models to build; all of them by default")] = None,
-    out: Annotated[Path, typer.Option(help="folder that receives one folder a model")] = Path("runs/zoo"),
-    seed: Annotated[int, typer.Option(help="seed of weights, scenes and batches")] = 0,
-) -> None:
-    """Build the tiny models; the parent of each has to be built before it, or to be in the folder already."""
-    for name in names or [BASE.name, *VARIANTS]:
-        build(name, out, seed=seed)
+TOWER_STEPS, HELD_OUT = 1500, 500
+"""Optimiser steps of the vision tower, and held-out items that accuracy is measured on."""
+SHIPPED = (BASE.name, *(name for name, variant in VARIANTS.items() if variant.ships))
 
 
-def build(name: str, out: Path, *, seed: int = 0) -> Path:
+@dataclass(frozen=True)
+class Recipe:
+    """What is built, and how.
+
+    Args:
+        out: receives one folder a model.
+        seed: of weights, scenes and batches; the base and its scenes always have seed 0, as published runs share one
+            base.
+        protocol: ``"fair"`` or ``"paper"``.
+        lam: lambda of the alignment loss.
+        steps: of every variant, where another number than its own is wanted.
+    """
+
+    out: Path
+    seed: int = 0
+    protocol: str = "fair"
+    lam: float = TINY_RUN.lam
+    steps: int | None = None
+
+    def settings(self, variant: Variant) -> TrainSettings:
+        """The settings of the tiny runs with what the recipe and the variant say."""
+        batch = variant.batch or TINY_RUN.batch
+        return replace(
+            TINY_RUN, seed=self.seed, lam=self.lam, steps=self.steps, protocol=PROTOCOLS[self.protocol], batch=batch
+        )
+
+
+def build(name: str, recipe: Recipe) -> Path:
     """Train one model and write its folder, with ``training.json`` beside the weights.
 
-    The run uses one thread, so that the same command on the same machine gives the same weights.
+    The run uses one thread, so that the same command on the same machine gives the same weights; interrupted, it goes
+    on when it is started again.
 
     Raises:
         SettingError: no such variant.
-        CheckpointError: the folder exists already, or the base is missing.
+        TrainingError: the folder exists already.
+        CheckpointError: the base is missing.
     """
     if name not in (BASE.name, *VARIANTS):
         raise SettingError(f"no variant is called {name!r}", needed=f"one of {', '.join((BASE.name, *VARIANTS))}")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    started = time.monotonic()
     try:
         variant = BASE if name == BASE.name else VARIANTS[name]
-        model, processor, notes = _fresh(seed) if variant is BASE else _from_parent(out / variant.parent, variant)
-        scenes = sample_scenes(SCENES, seed + 1)
-        pool = Pool(scenes, scene_features(model, processor, scenes))
-        log = train(model, processor, pool, variant, seed=seed)
-        model.half().float()  # the shipped precision, so that what is measured is what is shipped
-        manifest = {
-            **_manifest(variant, seed, notes, log),
-            **held_out_accuracy(load((model, processor))),
-            "minutes": round((time.monotonic() - started) / 60, 1),
-        }
-        save_checkpoint(model.half(), processor, out / name, manifest=manifest)
+        draft = recipe.out / f".{name}"
+        if not (draft / MANIFEST).exists():
+            base = _fresh(recipe) if variant is BASE else load_checkpoint(recipe.out / variant.parent)
+            train(variant, base, SceneSource(cache=recipe.out / ".features"), draft, settings=recipe.settings(variant))
+        return _ship(draft, recipe.out / name, variant, recipe)
     finally:
         torch.set_num_threads(threads)
-    return out / name
+
+
+def build_all(names: Sequence[str], recipe: Recipe, *, processes: int = 1) -> list[Path]:
+    """Build several models, the base first, then the others in processes of one thread each.
+
+    Raises:
+        TrainingError: some were not built; names them and shows the end of their output.
+    """
+    wanted = [name for name in names if not (recipe.out / name / MANIFEST).exists()]
+    if BASE.name in wanted:
+        build(BASE.name, recipe)
+    waiting = [name for name in wanted if name != BASE.name]
+    with ThreadPoolExecutor(processes) as pool:
+        failed = [line for line in pool.map(lambda name: _in_process(name, recipe), waiting) if line]
+    if failed:
+        raise TrainingError(
+            "\n".join(failed), needed="every model built", fix="repeat the command: what is built already is kept"
+        )
+    return [recipe.out / name for name in names]
 
 
 def held_out_accuracy(model: PrismModel) -> dict[str, Any]:
@@ -86,53 +121,57 @@ def held_out_accuracy(model: PrismModel) -> dict[str, Any]:
     return {"accuracy": out, "n_held_out": HELD_OUT, "items_without_latents": len(run.without_latents)}
 
 
-def _fresh(seed: int) -> tuple[LVRForConditionalGeneration, LVRProcessor, dict[str, Any]]:
-    """A new model whose tower has had its lesson."""
-    processor = tiny_processor(start=False)
-    model = LVRForConditionalGeneration(
-        tiny_config(processor.tokenizer, latent_entry="none", latent_steps=LATENT_STEPS)
-    )
-    initialise(model, seed)
-    score = train_tower(model, processor, steps=TOWER_STEPS, seed=seed)
-    model.requires_grad_(True)
-    model.model.visual.requires_grad_(False)
-    return model, processor, {"tower_steps": TOWER_STEPS, "tower_token_accuracy": round(score, 4)}
+def _in_process(name: str, recipe: Recipe) -> str:
+    """Build one model in a process of its own; the end of its output where it failed, else nothing."""
+    command = [
+        sys.executable, "-m", "prismlens.training.zoo", name, json.dumps({
+            "out": str(recipe.out), "seed": recipe.seed, "protocol": recipe.protocol, "lam": recipe.lam,
+            "steps": recipe.steps,
+        }),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return "" if done.returncode == 0 else f"{name}: {done.stderr.strip()[-1500:]}"
 
 
-def _from_parent(folder: Path, variant: Variant) -> tuple[LVRForConditionalGeneration, LVRProcessor, dict[str, Any]]:
-    """The parent's weights under the variant's configuration."""
-    parent, _ = load_checkpoint(folder)
-    processor = tiny_processor(start=variant.latents)
-    close = [token_id(processor.tokenizer, token) for token in (LATENT_END, END)]
-    config = tiny_config(
-        processor.tokenizer,
-        latent_steps=LATENT_STEPS,
-        latent_entry="forced" if variant.latents else "none",
-        latent_close=close if variant.latents else [],
-        visibility=list(variant.visibility),
-    )
-    model = LVRForConditionalGeneration(config)
-    model.load_state_dict(parent.state_dict())
-    model.model.visual.requires_grad_(False)
-    return model, processor, {"parent": variant.parent}
+def _fresh(recipe: Recipe) -> tuple[LVRForConditionalGeneration, LVRProcessor]:
+    """A new model whose tower has had its lesson, kept on disk so that an interrupted base need not repeat it."""
+    folder = recipe.out / ".tower"
+    if not folder.exists():
+        processor = tiny_processor(start=False)
+        model = LVRForConditionalGeneration(tiny_config(processor.tokenizer, latent_entry="none"))
+        initialise(model, 0)
+        score = train_tower(model, processor, steps=TOWER_STEPS, seed=0)
+        save_checkpoint(model, processor, folder, manifest={"steps": TOWER_STEPS, "token_accuracy": round(score, 4)})
+    return load_checkpoint(folder)
 
 
-def _manifest(variant: Variant, seed: int, notes: dict[str, Any], log: list[dict[str, float]]) -> dict[str, Any]:
-    """How the model came about."""
-    return {
+def _ship(draft: Path, folder: Path, variant: Variant, recipe: Recipe) -> Path:
+    """The finished model in half precision, measured as it is shipped."""
+    model, processor = load_checkpoint(draft)
+    half = draft.with_name(draft.name + ".half")
+    shutil.rmtree(half, ignore_errors=True)
+    save_checkpoint(model.half(), processor, half)
+    notes = json.loads((draft / MANIFEST).read_text())
+    tower = recipe.out / ".tower" / MANIFEST
+    manifest = {
         "name": f"tiny/{variant.name}",
         "mechanism": variant.mechanism,
-        "command": f"python -m prismlens.training.zoo {variant.name} --seed {seed}",
-        "seed": seed,
-        "steps": sum(lesson.steps for lesson in variant.lessons),
-        "lessons": [asdict(lesson) for lesson in variant.lessons],
-        "latent_steps": LATENT_STEPS if variant.latents else 0,
-        "scenes": SCENES,
-        **notes,
-        "final_losses": log[-1],
-        "environment": environment_manifest(),
+        "command": f"prismlens zoo --build {variant.name} --seed {recipe.seed}",
+        "seed": recipe.seed,
+        "steps": notes["settings"]["steps"] or variant.steps,
+        **{key: notes[key] for key in ("variant", "settings", "source", "base", "environment")},
+        **({"tower": json.loads(tower.read_text())} if variant is BASE else {"parent": variant.parent}),
+        "latent_steps": 0 if not variant.stages else recipe.settings(variant).latent_steps,
+        "final_losses": next(line for line in reversed(notes["log"]) if "loss" in line),
+        **held_out_accuracy(load(half)),
+        "minutes": notes["minutes"],
     }
+    (half / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    os.replace(half, folder)
+    shutil.rmtree(draft)
+    return folder
 
 
 if __name__ == "__main__":
-    app()
+    given = json.loads(sys.argv[2])
+    build(sys.argv[1], Recipe(**{**given, "out": Path(given["out"])}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +11,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from prismlens.cli.training import build_zoo, convert, train
 from prismlens.data.load import DEFAULT_SHAPES, load_items
 from prismlens.demo import demo as run_demo
-from prismlens.errors import PrismlensError
+from prismlens.errors import PrismlensError, SettingError
 from prismlens.models.checkpoint import zoo_manifest, zoo_names
 from prismlens.prism import prism as run_prism
 from prismlens.results import check_free
@@ -32,11 +34,17 @@ Model = Annotated[str, typer.Argument(help="a shipped model (tiny/lvr), a local 
 
 def main() -> None:
     """The entry point: a prismlens error is printed without a traceback and ends the program with status 1."""
+    warnings.showwarning = _plain_warning
     try:
         app()
     except PrismlensError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
+
+
+def _plain_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning as one line, without the line of code that it came from."""
+    typer.echo(f"warning: {message}", err=True)
 
 
 @app.command()
@@ -84,9 +92,27 @@ def ask(
             typer.echo(f"  {letter} {text}: {share:.3f}{'  <- chosen' if letter == run.choice[0] else ''}")
 
 
+app.command()(train)
+app.command()(convert)
+
+
 @app.command()
-def zoo() -> None:
-    """List the shipped models, how they were made, and how often they are right."""
+def zoo(
+    names: Annotated[list[str] | None, typer.Argument(help="models to build; all of them by default")] = None,
+    build: Annotated[bool, typer.Option("--build", help="train them again instead of listing them")] = False,
+    out: Annotated[Path, typer.Option(help="with --build: receives one folder a model")] = Path("runs/zoo"),
+    seed: Annotated[int, typer.Option(help="with --build: of batches and new weights")] = 0,
+    processes: Annotated[int, typer.Option(help="with --build: models trained side by side")] = 2,
+) -> None:
+    """List the shipped models, how they were made, and how often they are right; or build them again.
+
+    Example: prismlens zoo --build lvr n-lvr --out runs/zoo
+    """
+    if build:
+        build_zoo(names or [], out, seed, processes)
+        return
+    if names:
+        raise SettingError(f"prismlens zoo {' '.join(names)}", needed="--build before names of models")
     table = Table("model", "what is known about it", "held-out accuracy", "steps from")
     for name in zoo_names():
         manifest = zoo_manifest(name)

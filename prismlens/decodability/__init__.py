@@ -1,0 +1,8 @@
+"""Where in the model, and at which positions, a label can be read off by a linear probe; says nothing about use."""
+
+from __future__ import annotations
+
+from prismlens.decodability.map import Decodability, decodability
+from prismlens.decodability.states import Place, States, read_states
+
+__all__ = ["Decodability", "Place", "States", "decodability", "read_states"]
