@@ -22,6 +22,7 @@ from prismlens.probes import (
     permutation_p,
 )
 from prismlens.probes.choice import chosen_strengths
+from prismlens.probes.description import _portion_ends
 from prismlens.probes.folds import stratified_folds
 from prismlens.probes.inputs import coded
 from prismlens.probes.relabel import control_labels, shuffled_labels
@@ -299,6 +300,7 @@ def test_the_online_code_never_cuts_a_group():
     groups = np.arange(64) // 8
     x = 5 * noise(8, 30, 0)[groups]  # knows the group, and nothing of what differs inside it
     assert description_length(x, codes, groups).compression < 1.1
+    assert _portion_ends(np.array([4, 4, 4, 7, 7, 7, 1, 1, 1, 1])) == [3, 6, 10]  # 0.6, 1.25, 2.5, 5 and 10 were wanted
 
 
 # --- what cannot be probed --------------------------------------------------------------------------------------------

@@ -106,6 +106,8 @@ def test_a_class_that_a_labelling_lacks_is_left_out_as_scikit_learn_does():
     said = np.exp(fit_multinomial(z[None], codes, np.full((1, 3), 0.1), 3).logprobs(z[None]))[0]
     assert said[:, 0][:, [0, 2]] == pytest.approx(theirs(z, codes[0], 0.1).predict_proba(z), abs=1e-6)
     assert said[:, 1] == pytest.approx(theirs(z, codes[1], 0.1).predict_proba(z), abs=1e-6)
+    alone = np.exp(ours(z, codes[0] // 2, 0.1).logprobs(z[None]))[0, :, 0]
+    assert said[:, 0][:, [0, 2]] == pytest.approx(alone, abs=1e-12)
     assert (said[:, 0, 1] == 0).all() and (said[:, 2] == [1, 0, 0]).all()
 
 
