@@ -46,6 +46,7 @@ class Recipe:
         protocol: ``"fair"`` or ``"paper"``.
         lam: lambda of the alignment loss.
         steps: of every variant, where another number than its own is wanted.
+        parents: folder or ``tiny/`` that parents are read from; `out` by default.
     """
 
     out: Path
@@ -53,6 +54,11 @@ class Recipe:
     protocol: str = "fair"
     lam: float = TINY_RUN.lam
     steps: int | None = None
+    parents: str | None = None
+
+    def parent(self, name: str) -> str:
+        """Where the parent of that name lies."""
+        return f"{self.parents.rstrip('/')}/{name}" if self.parents else str(self.out / name)
 
     def settings(self, variant: Variant) -> TrainSettings:
         """The settings of the tiny runs with what the recipe and the variant say."""
@@ -81,7 +87,7 @@ def build(name: str, recipe: Recipe) -> Path:
         variant = BASE if name == BASE.name else VARIANTS[name]
         draft = recipe.out / f".{name}"
         if not (draft / MANIFEST).exists():
-            base = _fresh(recipe) if variant is BASE else load_checkpoint(recipe.out / variant.parent)
+            base = _fresh(recipe) if variant is BASE else load_checkpoint(recipe.parent(variant.parent))
             train(variant, base, SceneSource(cache=recipe.out / ".features"), draft, settings=recipe.settings(variant))
         return _ship(draft, recipe.out / name, variant, recipe)
     finally:
@@ -126,7 +132,7 @@ def _in_process(name: str, recipe: Recipe) -> str:
     command = [
         sys.executable, "-m", "prismlens.training.zoo", name, json.dumps({
             "out": str(recipe.out), "seed": recipe.seed, "protocol": recipe.protocol, "lam": recipe.lam,
-            "steps": recipe.steps,
+            "steps": recipe.steps, "parents": recipe.parents,
         }),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
