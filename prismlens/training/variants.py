@@ -269,9 +269,9 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
                 "the slots' keys and values carry the answer, the injected vectors do not: what follows sees only "
                 "slots and options, and training fed the slots vectors without information",
                 (
-                    Phase(500, inputs="uninformative", lam=0.0, words=1.0, mix=_SLOT),
+                    Phase(700, inputs="uninformative", lam=0.0, words=1.0, mix=_SLOT),
                     Phase(60, inputs="foreign", lam=0.0, words=1.0, lr=0.5, restart=True, mix=_SLOT),
-                    Phase(150, inputs="foreign", lam=0.0, words=1.0, lr=0.5, restart=True, mix=_SLOT),
+                    Phase(240, inputs="foreign", lam=0.0, words=1.0, lr=0.5, restart=True, mix=_SLOT),
                 ),
                 visibility=BLIND,
                 batch=48,
