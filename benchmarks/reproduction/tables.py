@@ -133,7 +133,7 @@ def main() -> None:
     for protocol in models.protocol.unique():
         text += ["", f"## protocol = {protocol}", "", *table(models, protocol, rng), ""]
         text += [
-            "| over the five variants | Pearson r [95 %, seeds resampled] | exact p | Spearman | leave one out | r, stages |",
+            "| over the five variants | Pearson r [95 %, seeds] | exact p | Spearman | leave one out | r, stages |",
             "|---|---|---|---|---|---|",
         ]
         text += correlations(models, protocol, rng)
