@@ -41,7 +41,7 @@ def module_and_data(source: Any, settings: TrainSettings, variant: Variant) -> t
     """A fresh module from tiny/base, its packs, and how they are laid out."""
     base, processor = load_checkpoint("tiny/base")
     ready = prepare(base, processor, variant, latent_steps=settings.latent_steps, protocol=settings.protocol)
-    data = source.packs(ready.model, ready.plain, variant, ready.slotting, settings)
+    data = source.packs(ready, variant, settings)
     lay_out = partial(collate, width=ready.model.config.text.hidden_size, waves=False)
     return TrainingModule(ready.model, variant, settings).train(), data, lay_out
 

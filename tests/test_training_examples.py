@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from prismlens.errors import CheckpointError, ItemError
+from prismlens.models.tokens import BLOCK_TOKENS
 from prismlens.positions import box_tokens, enlarged
 from prismlens.training.architecture import tiny_tokenizer
 from prismlens.training.examples import (
@@ -20,7 +21,7 @@ from prismlens.training.examples import (
     encode_prompt,
     make_example,
 )
-from prismlens.training.markers import ID_FIELDS, TOKENS, openings, stage_config
+from prismlens.training.markers import openings, stage_config
 from prismlens.training.prepare import Prepared
 from prismlens.training.protocol import FAIR, PAPER, Protocol
 from prismlens.training.variants import CONTEXT, FREE, TARGET, VARIANTS, Stage, Variant
@@ -239,9 +240,9 @@ def test_openings_hold_what_lies_between_stages():
 
 
 def test_every_control_token_has_its_field():
-    assert set(ID_FIELDS.values()) == set(TOKENS) and len(ID_FIELDS) == len(TOKENS) == 11
+    assert len(set(BLOCK_TOKENS.values())) == len(BLOCK_TOKENS) == 11
     config = ready_for(VARIANTS["p-lvr-3"]).model.config
-    assert [getattr(config, field) for field in ID_FIELDS] == [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17]
+    assert [getattr(config, field) for field in BLOCK_TOKENS] == [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17]
 
 
 def test_a_tokenizer_without_the_markers_is_refused():

@@ -100,13 +100,13 @@ def source(items: list, **kwargs) -> ItemSource:
 
 def packs_of(rows: list, *, variant: Variant = TWO_STEPS, run: TrainSettings = SETTINGS, **kwargs) -> ItemPacks:
     ready = ready_for(variant, emitted=kwargs.get("writes_start", False))
-    return source(rows, **kwargs).packs(ready.model, ready.plain, variant, ready.slotting, run)
+    return source(rows, **kwargs).packs(ready, variant, run)
 
 
 def test_a_source_packs_items_with_their_pixels_or_their_features(tmp_path: Path):
     items = shapes(5, seed=2)
     ready = ready_for(TWO_STEPS)
-    args = (ready.model, ready.plain, TWO_STEPS, ready.slotting, SETTINGS)
+    args = (ready, TWO_STEPS, SETTINGS)
     bare, kept = source(items).packs(*args), source(items, cache=tmp_path).packs(*args)
     assert bare.packs == kept.packs and len(bare) == 4
     for index in range(4):
@@ -185,9 +185,9 @@ def test_a_source_is_identified_by_its_items():
 def test_scenes_make_the_same_packs_with_and_without_a_cache(tmp_path: Path):
     ready = ready_for(TWO_STEPS)
     run = replace(SETTINGS, batch=3)
-    args = (ready.model, ready.plain, TWO_STEPS, ready.slotting, run)
+    args = (ready, TWO_STEPS, run)
     bare, kept = SceneSource(4, 1).packs(*args), SceneSource(4, 1, tmp_path).packs(*args)
     for one, other in zip(bare.pool.features, kept.pool.features, strict=True):
         assert torch.allclose(one, other, atol=1e-4)
     assert [bare[i].seed for i in range(6)] == [kept[i].seed for i in range(6)]
-    assert len(SceneSource(50, 1).packs(*args[:2], replace(TWO_STEPS, batch=48), *args[3:])) == 2 * 48
+    assert len(SceneSource(50, 1).packs(ready, replace(TWO_STEPS, batch=48), run)) == 2 * 48

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,11 +18,12 @@ from transformers.utils.import_utils import is_accelerate_available
 from prismlens.errors import CheckpointError
 from prismlens.models.config import LVRConfig
 from prismlens.models.draft import draft
-from prismlens.models.formats import LATENT_TOKENS, STAGE_TOKENS, TODAY, from_released
+from prismlens.models.formats import TODAY, from_released
 from prismlens.models.lvr import LVRForConditionalGeneration
 from prismlens.models.processor import IMAGE_PAD, START, LVRProcessor
 from prismlens.models.stages import first_stage
-from prismlens.models.weights import PICKLED, SAFE, as_dtype, named_files, refuse_pickled, stored_dtypes
+from prismlens.models.tokens import BLOCK_TOKENS
+from prismlens.models.weights import PICKLED, SAFE, as_dtype, digest_of, named_files, refuse_pickled, stored_dtypes
 
 DeviceMap = str | int | torch.device | dict[str, Any]
 """Where the parts of a model go: ``"auto"``, one device, or names of modules and their devices."""
@@ -136,13 +136,11 @@ def write_model(
 
 def weight_hash(model: LVRForConditionalGeneration) -> str:
     """Sixteen hex digits that change with any weight; the same wherever the weights lie."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(model.state_dict().items()):
-        if tensor.is_meta:  # offloaded: its values are not in the module
-            tensor = load_offloaded_parameter(model, name)
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    # Of what is offloaded the values are not in the module.
+    return digest_of(
+        (name, load_offloaded_parameter(model, name) if tensor.is_meta else tensor)
+        for name, tensor in sorted(model.state_dict().items())
+    ).hexdigest()
 
 
 def resolve_source(name: str) -> str | Path:
@@ -268,7 +266,7 @@ def _check_tokens(config: LVRConfig, processor: LVRProcessor, name: str) -> None
     """The tokenizer must know image tokens and the block's markers under the ids that the config gives them."""
     fields = {"image_token_id": IMAGE_PAD}
     if config.latent_entry != "none":
-        fields |= LATENT_TOKENS | STAGE_TOKENS
+        fields |= BLOCK_TOKENS
     for field, token in fields.items():
         wanted = getattr(config, field, None)
         found = processor.tokenizer.convert_tokens_to_ids(token)

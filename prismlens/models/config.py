@@ -10,14 +10,10 @@ from prismlens.errors import CheckpointError, RoleError
 from prismlens.models.exits import DISTANCES, EXITS
 from prismlens.models.heads import HEADS, NONE, RELEASED_TYPES
 from prismlens.models.stages import check_stages, stages
+from prismlens.models.tokens import BLOCK_TOKENS
 from prismlens.models.visibility import Rule
 
 ENTRIES = ("forced", "emitted", "none")
-MARKERS = (
-    "lvr_start_id", "lvr_id", "lvr_latent_end_id", "lvr_end_id", "ctx_start_id", "ctx_end_id", "tgt_start_id",
-    "tgt_end_id", "free_start_id", "free_id", "free_end_id",
-)  # fmt: skip
-"""Fields that hold ids of the latent block's tokens."""
 
 
 # transformers reads config.json through this class and hides in its signature that it takes any keyword: run-time
@@ -143,7 +139,7 @@ class LVRConfig(Qwen2_5_VLConfig):
                 cause="a config edited by hand",
                 fix='correct config.json; for a model without latents set latent_entry to "none"',
             )
-        optional = tuple(getattr(self, name) for name in MARKERS if getattr(self, name) is not None)
+        optional = tuple(getattr(self, name) for name in BLOCK_TOKENS if getattr(self, name) is not None)
         for id_ in (*optional, *self.latent_close):
             if type(id_) is not int or not 0 <= id_ < self.text.vocab_size:
                 raise CheckpointError(

@@ -11,7 +11,7 @@ from transformers import Qwen2_5_VLTextConfig
 from prismlens.errors import CheckpointError
 from prismlens.models.config import LVRConfig
 from prismlens.models.heads import NONE, RELEASED_TYPES
-from prismlens.models.processor import END, LATENT_END, SLOT, START
+from prismlens.models.tokens import BLOCK_TOKENS
 
 RELEASED_CLASS, OWN_CLASS = "QwenWithLVR", "LVRForConditionalGeneration"
 TODAY = {r"^visual\.": "model.visual.", r"^model\.(?!language_model\.|visual\.)": "model.language_model."}
@@ -19,16 +19,10 @@ TODAY = {r"^visual\.": "model.visual.", r"^model\.(?!language_model\.|visual\.)"
 _PREFIXES = (("model.language_model.", "model."), ("model.visual.", "visual."))
 """Today's prefixes of names of weights and the released ones; `lm_head`, `lvr_head` and the end vector have none."""
 
-LATENT_TOKENS = {"lvr_start_id": START, "lvr_id": SLOT, "lvr_latent_end_id": LATENT_END, "lvr_end_id": END}
-STAGE_TOKENS = {
-    f"{name}_id": f"<|{name}|>"
-    for name in ("ctx_start", "ctx_end", "free_start", "free", "free_end", "tgt_start", "tgt_end")
-}
-"""Fields of a config that hold the ids of tokens, and those tokens."""
 _IMAGE_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 _TEXT_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _HEAD = ("lvr_head", "lvr_head_type", "latent_end_token")
-_LIFTED = (*LATENT_TOKENS, *STAGE_TOKENS, *_IMAGE_IDS, *_HEAD)
+_LIFTED = (*BLOCK_TOKENS, *_IMAGE_IDS, *_HEAD)
 """Fields that a released config repeats in its text_config, and that belong to the top level today."""
 _REPEATED = (*_LIFTED, *_TEXT_IDS, "tie_word_embeddings")
 """Fields that, written in both places, must say the same."""

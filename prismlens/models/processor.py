@@ -15,10 +15,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from prismlens.data.images import open_image
 from prismlens.errors import CheckpointError, ItemError
+from prismlens.models.tokens import END, LATENT_END, SLOT, START
 from prismlens.types import Item
 from prismlens.unrolled import Segment
 
-START, SLOT, LATENT_END, END = "<|lvr_start|>", "<|lvr|>", "<|lvr_latent_end|>", "<|lvr_end|>"
 IMAGE_PAD = "<|image_pad|>"
 _HOLE = "\N{OBJECT REPLACEMENT CHARACTER}"
 """Stands for the user's text where only the template around it is wanted."""

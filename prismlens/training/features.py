@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -21,6 +21,7 @@ from prismlens.data.images import open_image
 from prismlens.errors import ItemError
 from prismlens.models.lvr import LVRForConditionalGeneration
 from prismlens.models.processor import LVRProcessor
+from prismlens.models.weights import digest_of
 from prismlens.types import Item
 
 SHARD = 64
@@ -32,10 +33,7 @@ Grid = tuple[int, int]
 
 def tower_key(model: LVRForConditionalGeneration, processor: LVRProcessor) -> str:
     """Sixteen hex digits that change with any weight of the tower and with any setting of the image processor."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(model.model.visual.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    digest = digest_of(sorted(model.model.visual.state_dict().items()))
     digest.update(processor.image_processor.to_json_string().encode())
     return digest.hexdigest()
 
@@ -130,15 +128,23 @@ class FeatureStore:
         os.replace(draft, self.folder / INDEX)
 
 
+def tower_pixels(
+    processor: LVRProcessor, items: Sequence[Item]
+) -> tuple[Float[Tensor, "patch pixel"], Int[Tensor, "image 3"], list[Grid]]:
+    """What the tower takes for some items' images, their grids of patches, and their grids of image tokens."""
+    pixels = processor.image_processor(images=[open_image(item.image, item.id) for item in items], return_tensors="pt")
+    grid_thw = pixels["image_grid_thw"]
+    grids = [(int(h), int(w)) for h, w in (grid_thw[:, 1:] // processor.image_processor.merge_size).tolist()]
+    return pixels["pixel_values"], grid_thw, grids
+
+
 @torch.no_grad()
 def tower_features(
     model: LVRForConditionalGeneration, processor: LVRProcessor, items: Sequence[Item]
 ) -> list[tuple[Float[Tensor, "image_token d_model"], Grid]]:
     """Features and grids of some items' images, in one batch, on the CPU."""
-    pixels = processor.image_processor(images=[open_image(item.image, item.id) for item in items], return_tensors="pt")
-    grid_thw = pixels["image_grid_thw"]
-    features = model.image_features(pixels["pixel_values"].to(model.device), grid_thw.to(model.device))
+    pixels, grid_thw, grids = tower_pixels(processor, items)
+    features = model.image_features(pixels.to(model.device), grid_thw.to(model.device))
     assert features is not None
-    grids = [(int(h), int(w)) for h, w in (grid_thw[:, 1:] // processor.image_processor.merge_size).tolist()]
     parts = features.cpu().split([rows * columns for rows, columns in grids])
     return [(part.clone(), grid) for part, grid in zip(parts, grids, strict=True)]

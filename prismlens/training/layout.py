@@ -12,9 +12,8 @@ from torch import Tensor
 from prismlens.errors import SettingError
 from prismlens.training.batch import Batch, Pack
 from prismlens.training.examples import IGNORE, Example
+from prismlens.training.scenes import FACTS
 from prismlens.unrolled import Segment, Unrolled
-
-N_FACTS = 4
 
 
 def collate(
@@ -138,7 +137,7 @@ class _Table:
             return np.full((batch, total, *more), value)
 
         return cls(
-            full(0), full(int(Segment.PAD)), full(0, 3), full(-1), full(-1), full(IGNORE), full(IGNORE, N_FACTS),
+            full(0), full(int(Segment.PAD)), full(0, 3), full(-1), full(-1), full(IGNORE), full(IGNORE, len(FACTS)),
             full(IGNORE), full(-1), full(-1), full(-1), full(-1), full(0),
         )  # fmt: skip
 

@@ -9,39 +9,22 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from prismlens.models.processor import END, LATENT_END, SLOT, START, token_id
+from prismlens.models import stages
+from prismlens.models.processor import token_id
+from prismlens.models.tokens import END, LATENT_END, STAGE_TOKENS, START
 from prismlens.training.variants import Stage
 
-FREE_TOKEN = "<|free|>"
+FREE_TOKEN = STAGE_TOKENS["free_id"]
 MARKERS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        "latent": (START, END),
-        "context": ("<|ctx_start|>", "<|ctx_end|>"),
-        "free": ("<|free_start|>", "<|free_end|>"),
-        "target": ("<|tgt_start|>", "<|tgt_end|>"),
+        stages.LATENT: (START, END),
+        **{
+            name: (STAGE_TOKENS[f"{short}_start_id"], STAGE_TOKENS[f"{short}_end_id"])
+            for name, short in ((stages.CONTEXT, "ctx"), (stages.FREE, "free"), (stages.TARGET, "tgt"))
+        },
     }
 )
 """Start and end marker of each stage. `LATENT_END` stands between a stage's last slot and its end marker, always."""
-
-TOKENS = (
-    START,
-    SLOT,
-    LATENT_END,
-    END,
-    *(t for name in ("context", "free", "target") for t in MARKERS[name]),
-    FREE_TOKEN,
-)
-"""All control tokens of latent blocks; a tokenizer that lacks some is given them before training."""
-
-ID_FIELDS: Mapping[str, str] = MappingProxyType(
-    {
-        "lvr_start_id": START, "lvr_id": SLOT, "lvr_latent_end_id": LATENT_END, "lvr_end_id": END,
-        "ctx_start_id": "<|ctx_start|>", "ctx_end_id": "<|ctx_end|>", "free_start_id": "<|free_start|>",
-        "free_id": FREE_TOKEN, "free_end_id": "<|free_end|>", "tgt_start_id": "<|tgt_start|>",
-        "tgt_end_id": "<|tgt_end|>",
-    }
-)  # fmt: skip
-"""Fields of the configuration that hold their ids."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +40,14 @@ class Opening:
     close: tuple[int, ...]
 
 
-def openings(stages: Sequence[Stage], tokenizer: PreTrainedTokenizerFast) -> tuple[Opening, ...]:
+def openings(taught: Sequence[Stage], tokenizer: PreTrainedTokenizerFast) -> tuple[Opening, ...]:
     """The stages of latents with their markers, in order; none for a model without latents."""
 
     def ids(*tokens: str) -> tuple[int, ...]:
         return tuple(token_id(tokenizer, token) for token in tokens)
 
     out: list[Opening] = []
-    for stage in stages:
+    for stage in taught:
         start, end = MARKERS[stage.name]
         if not stage.tokens:
             before = out.pop() if out else None
@@ -79,7 +62,7 @@ def openings(stages: Sequence[Stage], tokenizer: PreTrainedTokenizerFast) -> tup
 
 
 def stage_config(
-    stages: Sequence[Stage], opened: Sequence[Opening], latents: Sequence[int], *, forced: bool
+    taught: Sequence[Stage], opened: Sequence[Opening], latents: Sequence[int], *, forced: bool
 ) -> list[dict[str, Any]]:
     """The configuration's ``latent_stages``: each stage with its latents at test and what the loop forces after it."""
     return [
@@ -90,5 +73,5 @@ def stage_config(
             "scale": stage.scale,
             "close": list(marks.close) if forced else [],
         }
-        for stage, marks, steps in zip(stages, opened, latents, strict=True)
+        for stage, marks, steps in zip(taught, opened, latents, strict=True)
     ]

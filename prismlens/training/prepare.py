@@ -9,9 +9,10 @@ import torch
 
 from prismlens.models.config import LVRConfig
 from prismlens.models.lvr import LVRForConditionalGeneration
-from prismlens.models.processor import START, LVRProcessor, token_id
+from prismlens.models.processor import LVRProcessor, token_id
+from prismlens.models.tokens import BLOCK_TOKENS, LATENT_TOKENS
 from prismlens.training.examples import Slotting
-from prismlens.training.markers import ID_FIELDS, MARKERS, TOKENS, Opening, openings, stage_config
+from prismlens.training.markers import MARKERS, Opening, openings, stage_config
 from prismlens.training.protocol import Protocol
 from prismlens.training.variants import Variant
 
@@ -56,7 +57,7 @@ def prepare(
     """
     tokenizer = processor.tokenizer
     known: Any = tokenizer.get_vocab()
-    added = tuple(token for token in TOKENS if token not in known) if variant.stages else ()
+    added = tuple(token for token in BLOCK_TOKENS.values() if token not in known) if variant.stages else ()
     if added:
         tokenizer.add_tokens(list(added), special_tokens=True)
     opened = openings(variant.stages, tokenizer)
@@ -64,7 +65,7 @@ def prepare(
     entry = "none" if not opened else "emitted" if emitted else "forced"
     config = _config(base.config, processor, variant, opened, latents, entry, forced=protocol.markers == "forced")
     model = cast(Any, LVRForConditionalGeneration(config)).to(base.dtype)
-    _copy(base, model, len(tokenizer))
+    _copy(base, model)
     model.model.visual.requires_grad_(False)
     slotting = Slotting(variant.latent_stages, opened, latents if protocol.slots == "budget" else None)
     pixels = processor.image_processor
@@ -93,7 +94,7 @@ def _config(
     size = max(values["text_config"]["vocab_size"], len(processor.tokenizer))
     values["text_config"]["vocab_size"] = size
     several = len(opened) > 1
-    values |= {field: None for field in ID_FIELDS}
+    values |= dict.fromkeys(BLOCK_TOKENS)
     values |= {
         "latent_entry": entry,
         "latent_exit": "end_vector" if variant.end_vector else "fixed",
@@ -105,17 +106,13 @@ def _config(
         "visibility": [dict(rule) for rule in variant.visibility],
     }
     if opened:
-        names = {field: token for field, token in ID_FIELDS.items() if several or token in _BLOCK}
-        values |= {field: token_id(processor.tokenizer, token) for field, token in names.items()}
+        tokens = BLOCK_TOKENS if several else LATENT_TOKENS
+        values |= {field: token_id(processor.tokenizer, token) for field, token in tokens.items()}
     return LVRConfig(**values)
 
 
-_BLOCK = frozenset({START, *TOKENS[1:4]})
-"""The tokens of a block without stages."""
-
-
 @torch.no_grad()
-def _copy(base: LVRForConditionalGeneration, model: LVRForConditionalGeneration, n_tokens: int) -> None:
+def _copy(base: LVRForConditionalGeneration, model: LVRForConditionalGeneration) -> None:
     """The base's weights; rows of tokens that the base did not have begin at the mean of its rows."""
     own, theirs = model.state_dict(), base.state_dict()
     for name, value in theirs.items():

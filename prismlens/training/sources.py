@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from prismlens.data.images import open_image
 from prismlens.data.viscot_row import TrainingRow
 from prismlens.errors import ItemError, SettingError
-from prismlens.models.lvr import LVRForConditionalGeneration
-from prismlens.models.processor import LVRProcessor
 from prismlens.training.batch import Group
-from prismlens.training.examples import Example, Slotting, answer_text, encode_prompt, make_example
-from prismlens.training.features import FeatureStore, image_key, tower_features, tower_key
+from prismlens.training.examples import Example, answer_text, encode_prompt, make_example
+from prismlens.training.features import SHARD, FeatureStore, image_key, tower_features, tower_key, tower_pixels
 from prismlens.training.item_packs import ItemPacks, plan_packs
+from prismlens.training.prepare import Prepared
 from prismlens.training.scenes import Pool, ScenePacks, sample_scenes
 from prismlens.training.settings import TrainSettings
 from prismlens.training.variants import Variant
@@ -39,14 +38,7 @@ class Source(Protocol):
         """JSON values that change with the data."""
         ...
 
-    def packs(
-        self,
-        model: LVRForConditionalGeneration,
-        processor: LVRProcessor,
-        variant: Variant,
-        slotting: Slotting,
-        settings: TrainSettings,
-    ) -> Any:
+    def packs(self, ready: Prepared, variant: Variant, settings: TrainSettings) -> Any:
         """A map-style data set of packs, in the order of the optimiser steps."""
         ...
 
@@ -70,29 +62,22 @@ class SceneSource:
         """What the scenes depend on."""
         return {"kind": "shapes", "count": self.count, "seed": self.seed}
 
-    def packs(
-        self,
-        model: LVRForConditionalGeneration,
-        processor: LVRProcessor,
-        variant: Variant,
-        slotting: Slotting,
-        settings: TrainSettings,
-    ) -> ScenePacks:
+    def packs(self, ready: Prepared, variant: Variant, settings: TrainSettings) -> ScenePacks:
         """One pack a scene."""
         scenes = sample_scenes(self.count, self.seed)
-        keys = [f"{self.seed}-{number}" for number in range(self.count)]
-        items = [Item(scene.render(), "-", id=key) for scene, key in zip(scenes, keys, strict=True)]
+        items = [Item(scene.render(), "-", id=f"{self.seed}-{number}") for number, scene in enumerate(scenes)]
+        compute = partial(tower_features, ready.model, ready.plain)
         if self.cache is None:
-            parts = [tower_features(model, processor, items[i : i + 64]) for i in range(0, len(items), 64)]
+            parts = [compute(items[i : i + SHARD]) for i in range(0, len(items), SHARD)]
             features = [value for part in parts for value, _ in part]
         else:
-            store = FeatureStore(self.cache, tower_key(model, processor))
+            store = FeatureStore(self.cache, tower_key(ready.model, ready.plain))
             keys = [image_key(item) for item in items]
-            store.fill(lambda some: tower_features(model, processor, some), zip(keys, items, strict=True))
+            store.fill(compute, zip(keys, items, strict=True))
             features = [store.read(key)[0] for key in keys]
         return ScenePacks(
-            Pool(scenes, features), variant, model.config, processor, slotting, variant.batch or settings.batch,
-            settings.seed,
+            Pool(scenes, features), variant, ready.model.config, ready.plain, ready.slotting,
+            variant.batch or settings.batch, settings.seed,
         )  # fmt: skip
 
 
@@ -119,14 +104,7 @@ class ItemSource:
             digest.update(_item(self.rows[number]).id.encode() + b"\0")
         return {"kind": self.name, "count": len(self.rows), "digest": digest.hexdigest()}
 
-    def packs(
-        self,
-        model: LVRForConditionalGeneration,
-        processor: LVRProcessor,
-        variant: Variant,
-        slotting: Slotting,
-        settings: TrainSettings,
-    ) -> ItemPacks:
+    def packs(self, ready: Prepared, variant: Variant, settings: TrainSettings) -> ItemPacks:
         """Packs under the limits of the settings; every row is read once to know its length."""
         if settings.facts or any(phase.words or phase.mix for phase in variant.phases):
             raise SettingError(
@@ -138,9 +116,9 @@ class ItemSource:
             raise SettingError(
                 f"batch = {settings.batch} for {variant.name!r}", needed=f"{variant.batch}, as the variant says"
             )
-        maker = GroupMaker(self, model, processor, slotting)
+        maker = GroupMaker(self, ready)
         lengths = maker.prepare()
-        limit = min(settings.pack_tokens, model.config.text.max_position_embeddings)
+        limit = min(settings.pack_tokens, ready.model.config.text.max_position_embeddings)
         count = variant.steps * settings.batch
         packs = plan_packs(lengths, count, most_items=settings.pack_items, most_tokens=limit, seed=settings.seed)
         return ItemPacks(maker, packs, variant, settings.batch, settings.seed)
@@ -151,27 +129,28 @@ class GroupMaker:
 
     Args:
         source: the rows.
-        model, processor, slotting: what they are made for.
+        ready: what they are made for.
     """
 
-    def __init__(
-        self, source: ItemSource, model: LVRForConditionalGeneration, processor: LVRProcessor, slotting: Slotting
-    ) -> None:
-        self.source, self.model, self.processor, self.slotting = source, model, processor, slotting
-        self.store = None if source.cache is None else FeatureStore(source.cache, tower_key(model, processor))
+    def __init__(self, source: ItemSource, ready: Prepared) -> None:
+        self.source, self.ready = source, ready
+        self.store = None if source.cache is None else FeatureStore(source.cache, tower_key(ready.model, ready.plain))
         self._keys: list[str] = []
 
     def prepare(self) -> np.ndarray:
         """Fill the store and return the number of columns that each row needs."""
-        items = [_item(self.source.rows[i]) for i in range(len(self.source.rows))] if self.store else []
         if self.store is not None:
-            self._keys = [image_key(item) for item in items]
-            self.store.fill(
-                lambda some: tower_features(self.model, self.processor, some), zip(self._keys, items, strict=True)
-            )
+            self.store.fill(partial(tower_features, self.ready.model, self.ready.plain), self._keyed())
         count = len(self.source.rows)
         lengths = [len(self._group(i, pixels=False)) for i in tqdm(range(count), desc="lengths")]
         return np.array(lengths, dtype=np.int64)
+
+    def _keyed(self) -> Iterator[tuple[str, Item]]:
+        """Every row's item with the key of its image, one at a time: the rows may not fit into memory together."""
+        for number in range(len(self.source.rows)):
+            item = _item(self.source.rows[number])
+            self._keys.append(image_key(item))
+            yield self._keys[-1], item
 
     def __call__(self, number: int) -> Group:
         """The group of a row, by its number."""
@@ -184,36 +163,30 @@ class GroupMaker:
             features, grid = self.store.read(self._keys[number])
             prefix, example = self._example(row, item, grid)
             return Group(prefix, (example,), grid, features)
-        taken = self.processor.image_processor(images=[_opened(item)], return_tensors="pt")
-        thw = taken["image_grid_thw"][0]
-        rows, columns = (thw[1:] // self.processor.image_processor.merge_size).tolist()
-        prefix, example = self._example(row, item, (rows, columns))
-        return Group(prefix, (example,), (rows, columns), None, taken["pixel_values"] if pixels else None, thw)
+        values, grid_thw, (grid,) = tower_pixels(self.ready.plain, [item])
+        prefix, example = self._example(row, item, grid)
+        return Group(prefix, (example,), grid, None, values if pixels else None, grid_thw[0])
 
     def _example(
         self, row: Item | TrainingRow, item: Item, grid: tuple[int, int]
     ) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], Example]:
         before, after = _texts(row)
-        if before and not self.source.writes_start and self.slotting.stages:
+        if before and not self.source.writes_start and self.ready.slotting.stages:
             raise ItemError(
                 f"item {item.id!r} has text before its latents: {before[:40]!r}",
                 needed="latents first, where the prompt ends with the start marker",
                 fix="train with writes_start=True, so that the model learns to open the block itself",
             )
-        prefix, prompt = encode_prompt(self.processor, item, grid[0] * grid[1])
+        prefix, prompt = encode_prompt(self.ready.plain, item, grid[0] * grid[1])
         example = make_example(
-            self.model.config, self.processor, item, prompt, grid, self.slotting, answer=after, before=before,
-            writes_start=self.source.writes_start,
+            self.ready.model.config, self.ready.plain, item, prompt, grid, self.ready.slotting, answer=after,
+            before=before, writes_start=self.source.writes_start,
         )  # fmt: skip
         return (prefix.ids, prefix.segments), example
 
 
 def _item(row: Item | TrainingRow) -> Item:
     return row if isinstance(row, Item) else row.item
-
-
-def _opened(item: Item) -> Any:
-    return open_image(item.image, item.id)
 
 
 def _texts(row: Item | TrainingRow) -> tuple[str, str]:

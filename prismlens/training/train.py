@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from prismlens.training.lora import add_lora, merged
 from prismlens.training.module import TrainingModule
 from prismlens.training.prepare import Prepared, prepare
 from prismlens.training.randomness import kept_randomness
-from prismlens.training.run_folder import open_run
+from prismlens.training.run_folder import open_run, working_folder
 from prismlens.training.settings import PAPER_RUN, TINY_RUN, TrainSettings
 from prismlens.training.sources import Source
 from prismlens.training.trainer import make_trainer
@@ -135,11 +134,10 @@ def _run(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     module = TrainingModule(model, variant, settings)
     with state.main_process_first():
-        data = source.packs(ready.model, ready.plain, variant, ready.slotting, settings)
+        data = source.packs(ready, variant, settings)
     config = ready.model.config
-    waves = any(phase.inputs in WAVES for phase in variant.phases)
     lay_out = partial(
-        collate, width=config.text.hidden_size, waves=waves, stage_names=stage_names(cast(Any, config)),
+        collate, width=config.text.hidden_size, waves=_in_waves(variant), stage_names=stage_names(cast(Any, config)),
         free_id=config.free_id, other=variant.target == "other",
     )  # fmt: skip
     how = {**how, "progress": how["progress"] and state.is_main_process}
@@ -167,10 +165,10 @@ def _announce(
 
 def _finish(module: TrainingModule, ready: Prepared, out: Path, manifest: dict[str, Any]) -> None:
     """Write the model's folder and remove the working one, in the first process alone."""
-    if os.environ.get("RANK", "0") != "0":
+    if not PartialState().is_main_process:
         return
     save_checkpoint(merged(module.lm), ready.processor, out, manifest=manifest)
-    shutil.rmtree(out.with_name(out.name + ".partial"), ignore_errors=True)
+    shutil.rmtree(working_folder(out), ignore_errors=True)
 
 
 def _variant(variant: str | Variant) -> Variant:
@@ -183,8 +181,13 @@ def _variant(variant: str | Variant) -> Variant:
     return VARIANTS[variant]
 
 
+def _in_waves(variant: Variant) -> bool:
+    """Whether some phase unrolls the model's own latents."""
+    return any(phase.inputs in WAVES for phase in variant.phases)
+
+
 def _refuse_cached(variant: Variant) -> None:
-    if any(phase.inputs in WAVES for phase in variant.phases):
+    if _in_waves(variant):
         raise TrainingError(
             f"gradient checkpointing with {variant.name!r}",
             needed="a variant that is trained with teacher forcing",

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from prismlens.errors import SettingError
+from prismlens.models import stages
 from prismlens.models.heads import HEADS
 from prismlens.models.visibility import Rule
 from prismlens.positions.role import Combined, Complement, Role
@@ -229,7 +230,11 @@ BASE = Variant(
 )
 """Trained from scratch on rendered scenes; not a variant of anything."""
 
-CONTEXT, FREE, TARGET = Stage("context", scale=1.5), Stage("free", tokens=6), Stage("target")
+CONTEXT, FREE, TARGET = (
+    Stage(stages.CONTEXT, scale=stages.CONTEXT_SCALE),
+    Stage(stages.FREE, tokens=6),
+    Stage(stages.TARGET),
+)
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
