@@ -233,3 +233,14 @@ def test_unknown_variants_and_uneven_batches_are_refused(tmp_path: Path):
         run("lvvr", tmp_path / "model")
     with pytest.raises(SettingError, match="micro-batches of equal size"):
         replace(SETTINGS, accumulate=3)
+
+
+def test_a_variants_own_batch_is_the_trainers_too(tmp_path: Path, capsys):
+    """Each step belongs to its own phase: the second has no alignment in its loss."""
+    mine = Variant("mine", "two phases, its own batch", (Phase(1), Phase(1, lam=0.0)), batch=8)
+    trained = train(mine, "tiny/base", SCENES, tmp_path / "model", settings=replace(SETTINGS, steps=None))
+    first, second = (line for line in trained.log if "loss" in line)
+    assert first["loss"] == pytest.approx(first["text"] + 3 * first["align"] + 0.5 * first["facts"], rel=1e-4)
+    assert second["loss"] == pytest.approx(second["text"] + 0.5 * second["facts"], rel=1e-4)
+    assert json.loads((trained.folder / "training.json").read_text())["settings"]["batch"] == 8
+    assert "mine: 2 steps of 8 packs, processes: 1" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import prismlens as pl
 from prismlens.alignment import FORCED, FREE
 from prismlens.decodability import decodability
 from prismlens.errors import PrismlensError
+from prismlens.training.protocol import PROTOCOLS
 
 N, SEED = 1000, 2
 """Held-out items, and the seed that renders them: neither training nor the shipped models' accuracy has seen them."""
@@ -76,7 +77,9 @@ def _choices(model: pl.PrismModel, items: Any) -> pd.DataFrame:
 
 def _cosines(model: pl.PrismModel, items: Any, rows: pd.DataFrame, record: dict[str, Any]) -> None:
     """Mean cosines by mode and stage, with the floor and intervals."""
-    near = pl.alignment(model, items, on_missing="drop").frame(by_stage=True).reset_index()
+    split = {"held-out": "test", "training": "train"}[PROTOCOLS[record["protocol"]].alignment_items]
+    read = items if split == "test" else pl.load_items("shapes", n=N, seed=SEED, split=split)
+    near = pl.alignment(model, read, on_missing="drop").frame(by_stage=True).reset_index()
     record["cosine"] = json.loads(near.to_json(orient="records"))
     assert {FREE, FORCED} <= set(near["mode"])
 

@@ -50,7 +50,7 @@ def _plain_warning(message: Warning | str, *_: object, **__: object) -> None:
 @app.command()
 def prism(
     model: Model,
-    items: Annotated[str, typer.Option(help="shapes, or vstar:DIR")] = "shapes",
+    items: Annotated[str, typer.Option(help="shapes, vstar:DIR, mmvp:DIR, or blink:DIR")] = "shapes",
     n: Annotated[int | None, typer.Option(help="items; all of a folder, 200 scenes, when left out")] = None,
     seed: Annotated[int, typer.Option(help="of items, noise, donors and intervals")] = 0,
     out: Annotated[Path | None, typer.Option(help="a new folder for the rows and the manifest")] = None,

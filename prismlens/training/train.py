@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate import PartialState
+from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from prismlens.errors import SettingError, TrainingError
@@ -91,6 +93,8 @@ def train(
     chosen = _variant(variant)
     settings = settings or (TINY_RUN if str(base).startswith("tiny/") else PAPER_RUN)
     chosen = chosen if settings.steps is None else chosen.scaled(settings.steps)
+    # The trainer takes as many packs a step as the data counts to a step, or phases would begin at the wrong one.
+    settings = settings if chosen.batch is None else replace(settings, batch=chosen.batch)
     parent, processor = base if isinstance(base, tuple) else load_checkpoint(base)
     identity = {
         "variant": asdict(chosen), "settings": settings.as_dict(), "base": weight_hash(parent),
@@ -127,7 +131,7 @@ def _run(
     with state.main_process_first():
         folder, checkpoint, broken = open_run(out, identity)
     if state.is_main_process:
-        _announce(variant, settings, state.num_processes, checkpoint, broken)
+        _announce(variant, settings, state.num_processes, checkpoint, broken, shown=how["progress"])
     model = add_lora(ready.model, settings.lora) if settings.lora else ready.model
     if settings.gradient_checkpointing:
         _refuse_cached(variant)
@@ -153,14 +157,23 @@ def _run(
 
 
 def _announce(
-    variant: Variant, settings: TrainSettings, processes: int, checkpoint: Path | None, broken: list[str]
+    variant: Variant,
+    settings: TrainSettings,
+    processes: int,
+    checkpoint: Path | None,
+    broken: list[str],
+    *,
+    shown: bool,
 ) -> None:
-    """What is about to happen, in a log line: launchers differ in how many processes they really start."""
-    logger.info(
-        "%s: %d steps of %d packs on %d process%s%s%s", variant.name, variant.steps, settings.batch, processes,
-        "" if processes == 1 else "es", f", going on from {checkpoint.name}" if checkpoint else "",
-        f"; removed what a kill had left half-written: {', '.join(broken)}" if broken else "",
-    )  # fmt: skip
+    """What is about to happen, in a line: launchers differ in how many processes they really start."""
+    line = (
+        f"{variant.name}: {variant.steps} steps of {settings.batch} packs, processes: {processes}"
+        + (f", going on from {checkpoint.name}" if checkpoint else "")
+        + (f"; removed what a kill had left half-written: {', '.join(broken)}" if broken else "")
+    )
+    logger.info(line)
+    if shown:
+        tqdm.write(line, file=sys.stderr)
 
 
 def _finish(module: TrainingModule, ready: Prepared, out: Path, manifest: dict[str, Any]) -> None:

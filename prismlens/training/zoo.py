@@ -60,12 +60,10 @@ class Recipe:
         """Where the parent of that name lies."""
         return f"{self.parents.rstrip('/')}/{name}" if self.parents else str(self.out / name)
 
-    def settings(self, variant: Variant) -> TrainSettings:
-        """The settings of the tiny runs with what the recipe and the variant say."""
-        batch = variant.batch or TINY_RUN.batch
-        return replace(
-            TINY_RUN, seed=self.seed, lam=self.lam, steps=self.steps, protocol=PROTOCOLS[self.protocol], batch=batch
-        )
+    @property
+    def settings(self) -> TrainSettings:
+        """The settings of the tiny runs with what the recipe says."""
+        return replace(TINY_RUN, seed=self.seed, lam=self.lam, steps=self.steps, protocol=PROTOCOLS[self.protocol])
 
 
 def build(name: str, recipe: Recipe) -> Path:
@@ -88,7 +86,7 @@ def build(name: str, recipe: Recipe) -> Path:
         draft = recipe.out / f".{name}"
         if not (draft / MANIFEST).exists():
             base = _fresh(recipe) if variant is BASE else load_checkpoint(recipe.parent(variant.parent))
-            train(variant, base, SceneSource(cache=recipe.out / ".features"), draft, settings=recipe.settings(variant))
+            train(variant, base, SceneSource(cache=recipe.out / ".features"), draft, settings=recipe.settings)
         return _ship(draft, recipe.out / name, variant, recipe)
     finally:
         torch.set_num_threads(threads)
@@ -167,7 +165,7 @@ def _ship(draft: Path, folder: Path, variant: Variant, recipe: Recipe) -> Path:
         "steps": notes["settings"]["steps"] or variant.steps,
         **{key: notes[key] for key in ("variant", "settings", "source", "base", "environment")},
         **({"tower": json.loads(tower.read_text())} if variant is BASE else {"parent": variant.parent}),
-        "latent_steps": 0 if not variant.stages else recipe.settings(variant).latent_steps,
+        "latent_steps": 0 if not variant.stages else recipe.settings.latent_steps,
         "final_losses": next(line for line in reversed(notes["log"]) if "loss" in line),
         **held_out_accuracy(load(half)),
         "minutes": notes["minutes"],
