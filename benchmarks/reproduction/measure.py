@@ -15,7 +15,7 @@ from prismlens.decodability import decodability
 from prismlens.errors import PrismlensError
 from prismlens.training.protocol import PROTOCOLS
 
-N, SEED = 1000, 2
+N, SEED = 500, 2
 """Held-out items, and the seed that renders them: neither training nor the shipped models' accuracy has seen them."""
 CONDITIONS = {
     "zero": (pl.Edit(pl.Zero()),),

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from prismlens.cache import ActivationCache
 from prismlens.errors import EditError, ItemError, SettingError, SiteError
-from prismlens.interventions import Edit, Swap, match_donors
+from prismlens.interventions import Edit
 from prismlens.models.loop import LoopSettings
 from prismlens.models.lvr import LVRForConditionalGeneration
 from prismlens.models.processor import LVRProcessor
@@ -22,7 +22,7 @@ from prismlens.sites import HEAD, NORMALIZED, expand, refuse_headless
 from prismlens.trace.batch import Engine, every_position, replay_batch, run_batch
 from prismlens.trace.editing import BatchEdits
 from prismlens.trace.names import NamesFilter, matching_names
-from prismlens.trace.reference import Reference
+from prismlens.trace.prepared import needs_reference, prepared
 from prismlens.trace.run import Run, merge_runs
 from prismlens.trace.targets import latent_targets
 from prismlens.types import Item
@@ -136,7 +136,7 @@ class PrismModel:
         items = checked_items(items)
         settings = self.settings(latent_steps, max_new_tokens)
         edits = self.active_edits
-        if _needs_reference(edits) and reference is None:
+        if needs_reference(edits) and reference is None:
             reference = self.clean().generate(items, latent_steps=latent_steps, max_new_tokens=max_new_tokens)
         shared = self._prepared(edits, items, reference, settings.latent_steps)
         held = None
@@ -231,20 +231,14 @@ class PrismModel:
         self, edits: tuple[Edit, ...], items: Sequence[Item], reference: Run | None, steps: int
     ) -> BatchEdits:
         """Donors, targets, and clean values of the sites that the edits need, measured over the whole reference."""
-        references: dict[tuple[Edit, str], Reference] = {}
-        donors: dict[Edit, dict[str, str]] = {}
-        for edit in edits:
-            if reference is None or not edit.op.needs - {"targets"}:
-                continue
-            if isinstance(edit.op, Swap):
-                donors[edit] = match_donors(items, edit.op, seed=edit.seed, pool=reference.items)
-            names = [one.name for one in expand(edit.site, self.hf.n_layers)]
-            _, cache = self.clean().run_with_cache(reference.items, names, positions=edit.positions, run=reference)
-            references |= {(edit, name): Reference.of(cache, name) for name in names}
-        targets: dict[str, Tensor] = {}
-        if any("targets" in edit.op.needs for edit in edits):
-            targets = {item.id: own for item, own in zip(items, self.targets(items, steps), strict=True)}
-        return BatchEdits(edits, self.hf.n_layers, references, donors, targets)
+        clean = self.clean()
+
+        def read(names: list[str], positions: Role, run: Run) -> ActivationCache:
+            return clean.run_with_cache(run.items, names, positions=positions, run=run)[1]
+
+        return prepared(
+            edits, items, self.hf.n_layers, reference=reference, read=read, targets=lambda: self.targets(items, steps)
+        )
 
 
 def checked_items(items: Sequence[Item]) -> Sequence[Item]:
@@ -258,10 +252,6 @@ def checked_items(items: Sequence[Item]) -> Sequence[Item]:
             fix="pass a list through load_items, which fills in missing ids",
         )
     return items
-
-
-def _needs_reference(edits: Sequence[Edit]) -> bool:
-    return any(edit.op.needs - {"targets"} or edit.mode == "held" for edit in edits)
 
 
 def _known_layers(edit: Edit, n_layers: int) -> None:
