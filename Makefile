@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "prismlens needs Python 3.11; '$(PYTHON)' was not found. Fix: make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v == (3, 11) else f"prismlens is tested on Python 3.11 only; $(PYTHON) is {v[0]}.{v[1]}. Fix: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,train,logs,data]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]'
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## Ask four shipped models, three of known mechanism, whether they use their latents.
