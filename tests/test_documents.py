@@ -1,0 +1,76 @@
+"""Every Python block of the README and of the documents runs, and every command line in them parses."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from prismlens.cli.app import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+
+
+def python_of(text: str) -> str:
+    """The Python blocks of a page as one program, each with the line that it stands at."""
+    parts = []
+    for match in FENCE.finditer(text):
+        if match[2] == "python":
+            line = text.count("\n", 0, match.start()) + 2
+            parts.append(f"# line {line}\n" + re.sub(f"^{match[1]}", "", match[3], flags=re.MULTILINE))
+    return "\n".join(parts)
+
+
+def commands_of(text: str) -> list[str]:
+    """The lines that call the command line: in blocks, with or without a prompt, comments cut off."""
+    outside = FENCE.sub(lambda m: m[3] if m[2] in ("", "sh", "bash", "console") else "", text)
+    lines = [
+        line.strip().removeprefix("$ ") for line in outside.splitlines() if line.startswith("    ") or "$ " in line
+    ]
+    blocks = [
+        line.strip().removeprefix("$ ")
+        for m in FENCE.finditer(text)
+        if m[2] in ("sh", "bash", "console")
+        for line in m[3].splitlines()
+    ]
+    return sorted(
+        {line.split("  #")[0].split(" # ")[0].rstrip() for line in (*lines, *blocks) if line.startswith("prismlens ")}
+    )
+
+
+with_python = [page for page in PAGES if python_of(page.read_text())]
+COMMANDS = sorted({command for page in PAGES for command in commands_of(page.read_text())})
+
+
+@pytest.mark.parametrize("page", with_python, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_python_of_a_page_runs_from_an_empty_folder(page, tmp_path):
+    script = tmp_path / "page.py"
+    script.write_text(python_of(page.read_text()))
+    work = tmp_path / "work"
+    work.mkdir()
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=work, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == 0, f"{page.name}, line numbers as in the comments:\n{done.stderr[-3000:]}"
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_line_of_the_documents_parses(line):
+    words = shlex.split(line)[1:]
+    group = typer.main.get_command(app)
+    assert words[0] in group.commands, f"there is no command {words[0]!r}"
+    command = group.commands[words[0]]
+    command.make_context(words[0], words[1:])  # raises UsageError on an unknown option or a missing argument
+
+
+def test_the_finders_find():
+    text = "```python\na = 1\n```\n    prismlens zoo  # list\n```sh\n$ prismlens demo\n```\n"
+    assert python_of(text) == "# line 2\na = 1\n"
+    assert commands_of(text) == ["prismlens demo", "prismlens zoo"]
