@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test check zoo clean
+.PHONY: help env demo test check docs zoo clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
@@ -31,6 +31,9 @@ check: $(STAMP)  ## Lint, format, types, and the import contract.
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/test_contract.py
+
+docs: $(STAMP)  ## Build the documentation into site/; a broken link is an error.
+	$(BIN)/mkdocs build --strict --quiet
 
 zoo: $(STAMP)  ## Train the shipped models again, into runs/zoo.
 	$(BIN)/prismlens zoo --build --out runs/zoo

@@ -74,3 +74,10 @@ def test_the_finders_find():
     text = "```python\na = 1\n```\n    prismlens zoo  # list\n```sh\n$ prismlens demo\n```\n"
     assert python_of(text) == "# line 2\na = 1\n"
     assert commands_of(text) == ["prismlens demo", "prismlens zoo"]
+
+
+def test_the_documentation_builds_without_a_broken_link(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "api" / "index.html").read_text().count("doc-heading") > 50
