@@ -10,11 +10,11 @@ from prismlens.errors import SettingError
 from prismlens.training.batch import Batch, Pack
 from prismlens.training.module import TERMS, TrainingModule
 from prismlens.training.passes import forced_pass
-from prismlens.training.prepare import Prepared
+from prismlens.training.prepare import Prepared, prepare
 from prismlens.training.protocol import CHOICES, FAIR, PAPER, PROTOCOLS, Protocol
 from prismlens.training.settings import TrainSettings
 from prismlens.training.variants import VARIANTS
-from tests.training_cases import HEADED, group_of, lay, ready_for, some_items, variant_of
+from tests.training_cases import HEADED, STEPS, base_of, group_of, lay, ready_for, some_items, variant_of
 
 ALIGN, TEXT = TERMS.index("align"), TERMS.index("text")
 
@@ -169,6 +169,20 @@ def test_every_sum_is_float32(bf16: bool):
     assert sums.dtype == torch.float32 and sums[ALIGN] > 0
     exact = TrainingModule(ready.model, HEADED, TrainSettings(bf16=False))(batch)
     assert torch.isclose(sums[ALIGN], exact[ALIGN], rtol=0.03)
+
+
+def test_a_half_precision_base_trains_with_exact_rotary_frequencies():
+    base, processor = base_of()
+    ready = prepare(base.to(torch.bfloat16), processor, HEADED, latent_steps=STEPS, protocol=FAIR)
+    assert {p.dtype for p in ready.model.parameters()} == {torch.bfloat16}
+    exact = base_of()[0].model.language_model.rotary_emb.inv_freq
+    assert torch.equal(ready.model.model.language_model.rotary_emb.inv_freq, exact)
+    module = TrainingModule(ready.model, replace(HEADED, switch=1.0), TrainSettings(bf16=False))
+    sums = module(batch_for(ready))
+    assert sums.dtype == torch.float32 and bool(sums.isfinite().all()) and sums[ALIGN] > 0
+    sums.sum().backward()
+    head = ready.model.lm_head.weight.grad
+    assert head is not None and bool(head.abs().sum() > 0)
 
 
 @torch.no_grad()

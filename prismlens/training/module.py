@@ -104,11 +104,15 @@ class TrainingModule(nn.Module):
 
     def _text(self, batch: Batch, out: Pass) -> Tensor:
         asked = batch.labels != IGNORE
-        # The head runs in float32: with a small vocabulary it costs nothing, and bfloat16 logits are coarse.
-        losses = token_losses(self.lm.lm_head(out.states[asked].float()), batch.labels[asked])
+        losses = token_losses(self._logits(out.states[asked]), batch.labels[asked])
         if self.settings.protocol.text_mean == "pack":
             losses = losses * row_weights(asked)[asked]
         return losses.sum()
+
+    def _logits(self, states: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
+        """In the precision of the head's weights, outside autocast: bfloat16 logits are coarse."""
+        head = self.lm.lm_head
+        return head(states.to(head.weight.dtype)).float()
 
     def _align(self, batch: Batch, out: Pass, targets: Tensor) -> Tensor:
         valid = batch.slots
@@ -131,7 +135,7 @@ class TrainingModule(nn.Module):
         slots = run.steps >= 0
         leaving = torch.zeros_like(slots)
         leaving[batch.ends[:, 0], batch.ends[:, 1]] = True
-        logits = self.lm.lm_head(out.states[slots].float())[:, self.lm.config.lvr_latent_end_id]
+        logits = self._logits(out.states[slots])[:, self.lm.config.lvr_latent_end_id]
         return switch_loss(logits, leaving[slots]).sum()
 
     def _diversity(self, batch: Batch, out: Pass) -> Tensor:

@@ -64,7 +64,8 @@ def prepare(
     latents = protocol.latents(len(opened), latent_steps)
     entry = "none" if not opened else "emitted" if emitted else "forced"
     config = _config(base.config, processor, variant, opened, latents, entry, forced=protocol.markers == "forced")
-    model = cast(Any, LVRForConditionalGeneration(config)).to(base.dtype)
+    # Not `.to(dtype)`, which would round the rotary frequencies of a half-precision base as well.
+    model = cast(Any, LVRForConditionalGeneration)._from_config(config, dtype=base.dtype)
     _copy(base, model)
     model.model.visual.requires_grad_(False)
     slotting = Slotting(variant.latent_stages, opened, latents if protocol.slots == "budget" else None)

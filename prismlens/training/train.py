@@ -135,7 +135,7 @@ def _run(
     model = add_lora(ready.model, settings.lora) if settings.lora else ready.model
     if settings.gradient_checkpointing:
         _refuse_cached(variant)
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     module = TrainingModule(model, variant, settings)
     with state.main_process_first():
         data = source.packs(ready, variant, settings)
