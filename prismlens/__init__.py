@@ -32,6 +32,7 @@ from prismlens.results import Results
 from prismlens.sites import get_act_name
 from prismlens.trace import PrismModel, Run, corrupt, load
 from prismlens.types import Item
+from prismlens.widgets import explore
 
 __version__ = "0.1.0"
 
@@ -61,6 +62,7 @@ __all__ = [
     "corruption_test",
     "decodability",
     "describe",
+    "explore",
     "get_act_name",
     "image",
     "latent",

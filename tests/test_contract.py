@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "prismlens"
 LAYERS = """
 cli | widgets
-demo
+demo | exploration
 report | plots
 prism | monitor
 verdict | table
@@ -26,7 +26,7 @@ results | cache
 sites | positions | stats | metrics
 unrolled
 types
-errors
+markup | errors
 """
 """Top layer first; a row imports only rows below, and siblings (`|`) may not see each other."""
 
