@@ -74,7 +74,7 @@ def test_nothing_from_an_item_is_markup():
         markup.facts({bad: bad}) + markup.title(bad, bad) + markup.strip([(bad, "#fff", bad)])
         + markup.bars({bad: 0.5}, before={bad: 0.2}, marked=bad) + markup.picture(Image.new("RGB", (4, 4)), label=bad)
     )  # fmt: skip
-    assert "<script>" not in made and made.count("&lt;script&gt;") == 7
+    assert "<script>" not in made and made.count("&lt;script&gt;") == 8
 
 
 def test_colours_are_white_at_nothing_and_differ_by_sign():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pictures import changes, scatter
 from scipy import stats
 
 HERE = Path(__file__).parent
@@ -137,6 +138,18 @@ def main() -> None:
             "|---|---|---|---|---|---|",
         ]
         text += correlations(models, protocol, rng)
+        text += ["", f"![Changes under corruption](changes-{protocol}.png)"]
+        changes(models, protocol, CONDITIONS, HERE / f"changes-{protocol}.png")
+    protocols = list(models.protocol.unique())
+    scatter(models, protocols, "cosine teacher-forced", "accuracy", HERE / "cosine-accuracy.png")
+    scatter(models, protocols, "gap (paper)", "zero", HERE / "gap-reliance.png")
+    text += ["", "## Cosine and accuracy, gap and reliance", "", "Small marks are models, large ones variants."]
+    text += [
+        "",
+        "![Cosine against accuracy](cosine-accuracy.png)",
+        "",
+        "![Gap against the change under zero](gap-reliance.png)",
+    ]
     missing = models[models.missing != ""]
     text += ["", "## Missing numbers", ""]
     text += [f"- {one.variant}, {one.protocol}, seed {one.seed}: {one.missing}" for one in missing.itertuples()] or [
