@@ -50,6 +50,16 @@ def facts(pairs: Mapping[str, object]) -> str:
     return f'<table style="border-collapse:collapse;{FONT};color:{INK}">{rows}</table>'
 
 
+def table(columns: Sequence[str], lines: Sequence[Sequence[object]], *, shown: int) -> str:
+    """Lines under headings; after the first `shown` lines only their number."""
+    cell = f'style="padding:2px 10px 2px 0;text-align:left;vertical-align:top;border-bottom:1px solid {LINE}"'
+    head = "".join(f"<th {cell}>{escaped(name)}</th>" for name in columns)
+    body = "".join(f"<tr>{''.join(f'<td {cell}>{escaped(v)}</td>' for v in line)}</tr>" for line in lines[:shown])
+    rest = len(lines) - shown
+    more = f'<div style="color:{FAINT}">and {rest} more</div>' if rest > 0 else ""
+    return f'<table style="border-collapse:collapse;{FONT};color:{INK}"><tr>{head}</tr>{body}</table>{more}'
+
+
 def picture(
     image: Image.Image,
     boxes: Sequence[tuple[float, float, float, float]] = (),

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from prismlens.errors import ItemError
+from prismlens.markup import block, columns, escaped, facts, picture, title
 
 Box: TypeAlias = tuple[float, float, float, float]
 """Normalised ``(x1, y1, x2, y2)``, each in [0, 1], with x1 < x2 and y1 < y2."""
@@ -75,6 +76,23 @@ class Item:
     def content(self) -> str | None:
         """The text of the right option, or None where the answer is not known."""
         return None if self.answer is None else self.options[LETTERS.index(self.answer)]
+
+    def _repr_html_(self) -> str:
+        """The picture with its boxes, the question, the options, and whatever else is known, for a notebook."""
+        options = {
+            f"option {letter}": f"{text} ✓" if letter == self.answer else text
+            for letter, text in zip(self.letters, self.options, strict=True)
+        }
+        rest = {"category": self.category or None, "group": self.group or None, **self.meta}
+        return block(title(self.question, self.id), columns(self._picture(), facts({**options, **rest})))
+
+    def _picture(self) -> str:
+        """The image, or why it cannot be shown: looking at an item must not fail."""
+        try:
+            opened = self.image if isinstance(self.image, Image.Image) else Image.open(self.image)
+            return picture(ImageOps.exif_transpose(opened).convert("RGB"), self.boxes, label=self.question)
+        except OSError as error:
+            return escaped(f"{self.image} cannot be shown: {error}")
 
 
 def _checked_box(box: Box, item_id: str) -> Box:

@@ -77,5 +77,16 @@ def test_nothing_from_an_item_is_markup():
     assert "<script>" not in made and made.count("&lt;script&gt;") == 8
 
 
+def test_an_item_and_a_run_show_themselves_and_escape_what_they_hold(exploration, tmp_path):
+    bad = "<b onclick='x'>"
+    item = pl.Item(image=tmp_path / "none.png", question=bad, options=(bad, "ok"), answer="A", id=bad, meta={bad: bad})
+    shown = item._repr_html_()
+    assert "<b onclick" not in shown and "cannot be shown" in shown and "✓" in shown
+    real = exploration.items[0]._repr_html_()
+    assert "data:image/png" in real and real.count("<rect") == 2 * len(exploration.items[0].boxes)
+    run = exploration.clean._repr_html_()
+    assert f"{sum(exploration.clean.correct)} of 12 right" in run and "and 2 more" in run
+
+
 def test_colours_are_white_at_nothing_and_differ_by_sign():
     assert colour(0.0)[0] == "#ffffff" and colour(1.0)[0] == "#0072b2" and colour(-1.0)[0] == "#d55e00"

@@ -11,8 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prismlens.errors import ItemError
+from prismlens.markup import block, table, title
 from prismlens.types import Item
 from prismlens.unrolled import Unrolled, concatenate, take
+
+SHOWN = 10
+"""Items that a notebook shows of a run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +67,17 @@ class Run:
     def without_latents(self) -> tuple[str, ...]:
         """Ids of the items whose model never entered latent mode."""
         return tuple(item.id for item, n in zip(self.items, self.steps_taken.tolist(), strict=True) if n == 0)
+
+    def _repr_html_(self) -> str:
+        """How many answers are right, and the first items with what the model wrote, for a notebook."""
+        known = [value for value in self.correct if value is not None]
+        note = f"{sum(known)} of {len(known)} right" if known else "no item has a known answer"
+        columns = ("item", "question", "answer", "chosen", "latents", "text")
+        lines = [
+            (item.id, item.question, item.answer or "", choice or "none", int(steps), text)
+            for item, choice, steps, text in zip(self.items, self.choice, self.steps_taken, self.text, strict=True)
+        ]
+        return block(title(f"run of {len(self.items)} items", note), table(columns, lines, shown=SHOWN))
 
     def rows_of(self, items: Sequence[Item]) -> list[int]:
         """The row of each item, by id.
