@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test check docs zoo clean
+.PHONY: help env demo test check docs zoo validity clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
@@ -37,6 +37,9 @@ docs: $(STAMP)  ## Build the documentation into site/; a broken link is an error
 
 zoo: $(STAMP)  ## Train the shipped models again, into runs/zoo.
 	$(BIN)/prismlens zoo --build --out runs/zoo
+
+validity: $(STAMP)  ## Hold the instrument against models of known mechanism and simulated worlds; writes docs/validity.md.
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/validity/run.py
 
 clean:  ## Remove the environment and caches.
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

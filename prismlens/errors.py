@@ -31,6 +31,10 @@ class SiteError(PrismlensError, ValueError):
     """A site (hook name) or layer does not exist in this model."""
 
 
+class WiringError(PrismlensError, RuntimeError):
+    """A model's sites are not where their names say."""
+
+
 class EditError(PrismlensError, ValueError):
     """An edit is contradictory, or cannot apply where it was asked to."""
 

@@ -20,7 +20,7 @@ from prismlens.interventions.operation import Operation, Structural
 from prismlens.models.answers import letter_ids
 from prismlens.positions import Role, image, latent
 from prismlens.trace import PrismModel, Run
-from prismlens.trace.model import checked_items
+from prismlens.trace.checked import checked_items
 from prismlens.types import Item
 from prismlens.unrolled import Segment
 

@@ -16,7 +16,7 @@ demo | exploration
 report | plots
 prism | monitor
 verdict | table
-alignment | decodability | corruption | compare
+alignment | decodability | corruption | compare | patching | lens
 experiment
 training
 trace
@@ -37,7 +37,7 @@ UNRANKED = {"__init__", "__main__"}
 QUARANTINE = {
     "nnsight": {"trace"},
     "ipywidgets": {"widgets"},
-    "accelerate": {"training"},
+    "accelerate": {"training", "experiment"},
     "peft": {"training"},
     "datasets": {"data"},
     "matplotlib": {"plots"},

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from prismlens.errors import DonorError
+from prismlens.errors import DonorError, EditError
 from prismlens.interventions import Swap, match_donors
 from prismlens.types import Item
 
@@ -81,7 +81,7 @@ def test_an_impossible_match_names_item_policy_and_counts() -> None:
     with pytest.raises(DonorError) as caught:
         match_donors([*items, lonely], Swap("same-answer"), seed=0)
     text = str(caught.value)
-    assert "Swap(donor='same-answer', image='different')" in text
+    assert "Swap(donor='same-answer', image='different', pool=None)" in text
     assert "item 'lonely': other items: 8, same category 'colour': 4, image different: 2, donor same-answer: 0" in text
 
 
@@ -139,3 +139,26 @@ def test_a_repeated_id_in_the_pool_is_refused() -> None:
     items = made(8)
     with pytest.raises(DonorError, match="1 ids belong to more than one item: 'item-7'"):
         match_donors(items[:4], Swap(), seed=0, pool=[*items, items[7]])
+
+
+def test_anyone_may_be_the_donor_and_a_pool_is_drawn_first() -> None:
+    items = made()
+    policy = Swap("anyone", image="any", pool=8)
+    donors = match_donors(items, policy, seed=3)
+    assert len(set(donors.values())) == 8, "all of the pool is drawn from, and nobody else"
+    by_id = {item.id: item for item in items}
+    drawn = [match_donors(items, Swap("anyone", image="any"), seed=seed) for seed in range(9)]
+    assert any(name == donor for one in drawn for name, donor in one.items()), "the item itself"
+    assert any(by_id[name].category != by_id[donor].category for name, donor in donors.items())
+    assert donors == match_donors(items[::-1], policy, seed=3)
+    assert set(donors.values()) != set(match_donors(items, policy, seed=4).values())
+    with pytest.raises(DonorError, match=r"draws from 60 items(.|\n)*at least 64"):
+        match_donors(items, Swap("anyone", image="any", pool=64), seed=0)
+    narrow = match_donors(items, Swap(pool=30), seed=0)
+    assert len(set(narrow.values())) <= 30 and all(by_id[a].category == by_id[b].category for a, b in narrow.items())
+
+
+@pytest.mark.parametrize("pool", [0, -1, True])
+def test_a_pool_is_a_number_of_items(pool: int) -> None:
+    with pytest.raises(EditError, match="a whole number of at least 1, or None"):
+        Swap(pool=pool)

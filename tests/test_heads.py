@@ -14,9 +14,9 @@ from prismlens.models.held import block_lengths
 from prismlens.models.loop import LoopSettings, plain_forward, unroll
 from prismlens.models.lvr import LVRForConditionalGeneration, StepOutput
 from prismlens.positions import latent, resolve
-from prismlens.sites import HEAD, NORMALIZED, site, site_names
+from prismlens.sites import HEAD, UNEMBED_IN, site, site_names
 from prismlens.trace import PrismModel, load
-from prismlens.trace.batch import _check_replay
+from prismlens.trace.batch import check_replay
 from prismlens.trace.names import matching_names
 from prismlens.training.architecture import initialise, tiny_config, tiny_processor
 from prismlens.unrolled import Unrolled
@@ -153,8 +153,8 @@ def test_the_heads_site_reads_what_is_fed_back_and_an_edit_there_changes_it(head
     assert headed.latent_site == HEAD and site_names(2, head=True)[-1] == HEAD
     assert headed.hf.get_submodule(site(HEAD, 2).path) is headed.hf.hook_latent_head
     run = headed.generate(ITEMS)
-    _, cache = headed.run_with_cache(ITEMS, [HEAD, NORMALIZED], positions=latent.source, run=run)
-    assert relative(cache[HEAD], run.latents) < 1e-5 and relative(cache[NORMALIZED], run.latents) > 0.1
+    _, cache = headed.run_with_cache(ITEMS, [HEAD, UNEMBED_IN], positions=latent.source, run=run)
+    assert relative(cache[HEAD], run.latents) < 1e-5 and relative(cache[UNEMBED_IN], run.latents) > 0.1
     doubled = headed.edited(Edit(Scale(2.0), positions=latent[0], site=HEAD)).generate(ITEMS)
     assert torch.equal(doubled.latents[:, 0], run.latents[:, 0])
     assert relative(doubled.latents[:, 1], 2 * cache_of(headed, run)) < 1e-5
@@ -171,20 +171,20 @@ def test_the_replay_is_compared_with_what_the_head_gives(headed: PrismModel):
     where = resolve(latent.source, run)
     states = torch.zeros(*run.shape, WIDTH)
     states[where.rows, where.columns] = run.latents.flatten(0, 1)
-    _check_replay(run, states)
+    check_replay(run, states)
     with pytest.raises(PrismlensError, match="the replay's states differ"):
-        _check_replay(run, states * 1.01)
+        check_replay(run, states * 1.01)
 
 
 def test_a_model_without_head_says_why_it_lacks_the_site():
     model = load((model_of(), PROCESSOR))
-    assert model.latent_site == NORMALIZED and HEAD not in site_names(2)
+    assert model.latent_site == UNEMBED_IN and HEAD not in site_names(2)
     for ask in (
         lambda: model.edited(Edit(Zero(), site=HEAD)),
         lambda: model.run_with_cache(ITEMS[:1], HEAD),
         lambda: matching_names([HEAD], 2),
     ):
-        with pytest.raises(SiteError, match=r"no LVR head\n[\s\S]*fed back as they are\n[\s\S]*ln_final.hook_norm"):
+        with pytest.raises(SiteError, match=r"no LVR head\n[\s\S]*fed back as they are\n[\s\S]*unembed.hook_in"):
             ask()
     assert matching_names(None, 2, head=True)[-1] == HEAD
 

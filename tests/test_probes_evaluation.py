@@ -98,6 +98,14 @@ def test_groups_of_different_size_do_not_exchange_labels():
     assert {tuple(row) for row in out} == {(0, 1, 2, 3), (0, 1, 3, 2)}
 
 
+def test_labels_that_cannot_be_exchanged_are_refused_and_not_called_insignificant():
+    folds = np.zeros(6, dtype=int)
+    for codes, groups in (([0, 1, 1, 0, 0, 1], [0, 1, 1, 2, 2, 2]), ([0, 0, 1, 1, 1, 1], [0, 1, 2, 2, 3, 3])):
+        with pytest.raises(SettingError, match="no two of the same size and with different labels"):
+            shuffled_labels(np.array(codes), folds, np.array(groups), 3, np.random.default_rng(0))
+        assert shuffled_labels(np.array(codes), folds, np.array(groups), 0, np.random.default_rng(0)).shape == (0, 6)
+
+
 def test_a_control_label_belongs_to_its_type_for_good_and_classes_are_as_frequent():
     folds, types = stratified_folds(CODES, GROUPS, 4, seed=0), np.arange(48) % 12
     out = control_labels(CODES, folds, types, 20, np.random.default_rng(0))
@@ -134,82 +142,93 @@ def test_the_papers_protocol_is_a_scikit_learn_pipeline_fold_by_fold():
 
 
 def test_c_is_chosen_inside_each_training_set_and_never_by_the_fold_that_is_held_out():
-    x = signal(CODES, 30, 2.5, 0)
     folds = stratified_folds(CODES, GROUPS, 4, seed=0)
-    grid = (1e-4, 1e-2, 1.0)
-    chosen = chosen_strengths([x], CODES[None], folds, grid, 3)[:, 0, 0]
-    for fold in range(4):
-        rest, scores = folds != fold, []
-        for strength in grid:
-            pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=strength, tol=1e-9, max_iter=10_000))
-            inner = GroupKFold(3).split(x[rest], CODES[rest], folds[rest])  # each remaining fold in turn
-            scores.append(
-                sum(
-                    pipeline.fit(x[rest][a], CODES[rest][a])
-                    .predict_log_proba(x[rest][b])[range(len(b)), CODES[rest][b]]
-                    .sum()
-                    for a, b in inner
-                )
-            )
-        assert chosen[fold] == grid[int(np.argmax(scores))]
-    spoilt = x.copy()
-    spoilt[folds == 0] = noise(int((folds == 0).sum()), 30, 9) * 50
-    assert chosen_strengths([spoilt], CODES[None], folds, grid, 3)[0, 0, 0] == chosen[0]
+    grid, places = (1e-4, 1e-3, 1e-2, 1e-1, 1.0), set()
+    for strength in (0.0, 1.5, 2.5, 6.0):
+        x = signal(CODES, 30, strength, 0)
+        chosen = chosen_strengths(x, CODES[None], folds, grid, 3)[:, 0]
+        for fold in range(4):
+            scores = [inner_score(x, folds, fold, c) for c in grid]
+            rising = np.diff(scores) > 0
+            assert chosen[fold] == grid[len(rising) if rising.all() else int(np.argmin(rising))]
+            places.add(chosen[fold])
+        spoilt = x.copy()
+        spoilt[folds == 0] = noise(int((folds == 0).sum()), 30, 9) * 50
+        assert chosen_strengths(spoilt, CODES[None], folds, grid, 3)[0, 0] == chosen[0]
+    assert len(places) >= 3
 
 
-def test_numbers_do_not_depend_on_threads_or_on_what_else_is_on_the_map(monkeypatch: pytest.MonkeyPatch):
+def inner_score(x: np.ndarray, folds: np.ndarray, fold: int, strength: float) -> float:
+    """Held-out log-probability over the folds that are left, each in turn, by scikit-learn."""
+    rest = folds != fold
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=strength, tol=1e-9, max_iter=10_000))
+    return sum(
+        pipeline.fit(x[rest][a], CODES[rest][a]).predict_log_proba(x[rest][b])[range(len(b)), CODES[rest][b]].sum()
+        for a, b in GroupKFold(3).split(x[rest], CODES[rest], folds[rest])
+    )
+
+
+def test_numbers_do_not_depend_on_threads_or_on_what_else_is_on_the_map():
     features = {str(i): signal(CODES, 20, i, i) for i in range(3)}
     asked = {"n_permutations": 4, "n_controls": 2}
     one = evaluate(features, CODES.tolist(), GROUPS, jobs=1, **asked)
-    monkeypatch.setattr(evaluation, "CELLS_AT_ONCE", 1)
     two = evaluate(features, CODES.tolist(), GROUPS, jobs=2, **asked)
     alone = evaluate({"2": features["2"]}, CODES.tolist(), GROUPS, **asked)
     for name, cell in {**two, "2": alone["2"]}.items():
-        assert cell.logprobs == pytest.approx(one[name].logprobs, abs=1e-6)
+        assert np.array_equal(cell.logprobs, one[name].logprobs)
         assert np.array_equal(cell.null, one[name].null) and np.array_equal(cell.control, one[name].control)
 
 
-def test_the_same_features_get_the_same_answers_wherever_they_stand():
-    features = {str(i): signal(CODES, 20, 1, 0) for i in range(10)}
-    cells = list(evaluate(features, CODES.tolist(), GROUPS, n_permutations=0).values())
-    assert all(np.array_equal(cell.logprobs, cells[0].logprobs) for cell in cells[1:8])
-    assert all(np.array_equal(cell.predicted, cells[0].predicted) for cell in cells)
+def test_places_with_the_same_numbers_are_fitted_once_and_only_those(monkeypatch: pytest.MonkeyPatch):
+    fitted: list[np.ndarray] = []
+    plain = evaluation._evaluated
+    monkeypatch.setattr(evaluation, "_evaluated", lambda x, plan: fitted.append(x) or plain(x, plan))
+    x = signal(CODES, 20, 1, 0)
+    features = {"a": x, "b": x.copy(), "c": x + 1e-9, "d": x.astype(np.float32), "e": x[:, ::-1], "f": x[:, :10]}
+    cells = evaluate(features, CODES.tolist(), GROUPS, n_permutations=0)
+    assert list(cells) == list(features) and len(fitted) == 5
+    assert cells["b"] is cells["a"] is not cells["c"]
+    assert (
+        np.abs(cells["e"].logprobs - cells["a"].logprobs).max()
+        < 1e-6
+        < np.abs(cells["f"].logprobs - cells["a"].logprobs).max()
+    )
 
 
 # --- nulls and controls -----------------------------------------------------------------------------------------------
 
 
-def test_p_is_at_its_nominal_rate_where_nothing_is_there():
-    """400 maps of noise at p <= 0.1: a binomial count."""
-    protocol = Protocol("small", (0.01,), folds=3)
-    codes = np.array([0] * 12 + [1] * 12)
-    values = []
+@pytest.fixture(scope="module")
+def null_maps() -> list[tuple[dict[str, float], dict[str, np.ndarray]]]:
+    """40 maps of ten places of noise: accuracies, and accuracies under shuffled labels."""
+    protocol, codes, maps = Protocol("small", (0.01,), folds=3), [0] * 12 + [1] * 12, []
     for seed in range(40):
         features = {str(i): noise(24, 3, 100 * seed + i) for i in range(10)}
         cells = evaluate(
-            features, codes.tolist(), range(24), protocol=protocol, n_permutations=19, n_controls=0, seed=seed, jobs=1
+            features, codes, range(24), protocol=protocol, n_permutations=19, n_controls=0, seed=seed, jobs=1
         )
-        values += [permutation_p(cell.correct.mean(), cell.null) for cell in cells.values()]
-    hits = int((np.array(values) <= 0.1).sum())
+        maps.append(
+            (
+                {name: float(cell.correct.mean()) for name, cell in cells.items()},
+                {name: cell.null for name, cell in cells.items()},
+            )
+        )
+    return maps
+
+
+def test_p_is_at_its_nominal_rate_where_nothing_is_there(null_maps):
+    """400 places of noise at p <= 0.1: a binomial count."""
+    values = np.array([permutation_p(seen[name], nulls[name]) for seen, nulls in null_maps for name in seen])
     low, high = stats.binom.ppf([0.0005, 0.9995], 400, 0.1)
+    hits = int((values <= 0.1).sum())
     assert hits <= high and np.mean(values) > 0.45
     # Accuracies of 24 items tie, so p is a little conservative; it has to stay near its rate all the same.
     assert hits >= low / 2
 
 
-def test_the_corrected_p_is_at_its_nominal_rate_over_a_map_and_the_plain_one_is_not():
-    protocol = Protocol("small", (0.01,), folds=3)
-    codes = np.array([0] * 12 + [1] * 12)
-    plain, corrected = [], []
-    for seed in range(40):
-        features = {str(i): noise(24, 3, 100 * seed + i) for i in range(10)}
-        cells = evaluate(
-            features, codes.tolist(), range(24), protocol=protocol, n_permutations=19, n_controls=0, seed=seed, jobs=1
-        )
-        observed = {name: float(cell.correct.mean()) for name, cell in cells.items()}
-        nulls = {name: cell.null for name, cell in cells.items()}
-        plain.append(min(permutation_p(observed[name], nulls[name]) for name in cells) <= 0.1)
-        corrected.append(min(map_p(observed, nulls).values()) <= 0.1)
+def test_the_corrected_p_is_at_its_nominal_rate_over_a_map_and_the_plain_one_is_not(null_maps):
+    plain = [min(permutation_p(seen[name], nulls[name]) for name in seen) <= 0.1 for seen, nulls in null_maps]
+    corrected = [min(map_p(seen, nulls).values()) <= 0.1 for seen, nulls in null_maps]
     assert sum(corrected) <= stats.binom.ppf(0.999, 40, 0.1) < sum(plain)
 
 

@@ -5,15 +5,15 @@ import pytest
 from prismlens.errors import SiteError
 from prismlens.sites import expand, get_act_name, site, site_names
 from prismlens.trace.names import matching_names
-from tests.plain_hooks import LAYERS, NAMES, module_of, twins
+from tests.plain_hooks import EVERY, LAYERS, NAMES, module_of, twins
 
 
 def test_every_site_stands_for_the_module_and_end_that_its_name_promises():
     pair = twins()
-    assert list(site_names(LAYERS)) == NAMES
-    for name in NAMES:
+    assert list(site_names(LAYERS)) == NAMES and list(site_names(LAYERS, every=True)) == EVERY
+    for name in EVERY:
         place = site(name, LAYERS)
-        module, end = module_of(pair.plain, name)
+        module, end, _ = module_of(pair.plain, name)
         assert pair.plain.get_submodule(place.path) is module
         assert {"input": "input", "output": "output", "shared": "input in place"}[place.end] == end
         assert place.name == name
@@ -37,10 +37,10 @@ def test_a_group_stands_for_its_sites_at_every_layer():
     [
         ("blocks.1.hook_residpost", "'blocks.1.hook_resid_post'"),
         ("hook_latents", "'hook_latent'"),
-        ("blocks.0.attn.hook_pattern", "'blocks.0.attn.hook_"),
+        ("blocks.0.attn.hook_patern", "'blocks.0.attn.hook_pattern'"),
         ("blocks.-1.hook_resid_pre", "'blocks.1.hook_resid_pre'"),
         ("blocks.01.hook_resid_pre", "'blocks.1.hook_resid_pre'"),
-        ("ln_final", "'ln_final.hook_normalized'"),
+        ("ln_final", "'ln_final.hook_"),
         ("", "'"),
     ],
 )
@@ -62,6 +62,14 @@ def test_a_layer_that_the_model_lacks_is_refused_with_those_it_has():
         ("hook_resid_post", 0, "blocks.0.hook_resid_post"),
         ("k", 2, "blocks.2.attn.hook_k"),
         ("hook_latent", None, "hook_latent"),
+        ("pattern", 3, "blocks.3.attn.hook_pattern"),
+        ("attn", 3, "blocks.3.attn.hook_pattern"),
+        ("k6", None, "blocks.6.attn.hook_k"),
+        ("resid_post0", None, "blocks.0.hook_resid_post"),
+        ("scale4ln1", None, "blocks.4.ln1.hook_scale"),
+        ("scale", None, "ln_final.hook_scale"),
+        ("embed", None, "hook_embed"),
+        ("hook_out", 2, "blocks.2.hook_resid_post"),
     ],
 )
 def test_short_names_are_those_of_transformerlens(short: str, layer: int | None, full: str):
@@ -69,7 +77,9 @@ def test_short_names_are_those_of_transformerlens(short: str, layer: int | None,
 
 
 def test_an_unknown_short_name_lists_the_known_ones():
-    with pytest.raises(SiteError, match=r"no activation is called 'resid'\n.*resid_pre, q, k, v, attn_out"):
+    with pytest.raises(
+        SiteError, match=r"no activation is called 'resid'\n.*resid_pre, attn_in, scale, normalized, q, k, v, rot_q"
+    ):
         get_act_name("resid", 1)
 
 
@@ -84,7 +94,7 @@ EVERY_POST = [f"blocks.{layer}.hook_resid_post" for layer in range(3)]
         ("hook_resid_post", EVERY_POST),
         ("blocks.1.attn.hook_k", ["blocks.1.attn.hook_k"]),
         ("k", [f"blocks.{layer}.attn.hook_k" for layer in range(3)]),
-        (["ln_final.hook_normalized", "blocks.0.hook_mlp_out", "hook_latent"],
+        (["ln_final.hook_normalized", "blocks.0.mlp.hook_out", "hook_latent"],
          ["hook_latent", "blocks.0.hook_mlp_out", "ln_final.hook_normalized"]),
         (["resid_post", "blocks.1.hook_resid_post"], EVERY_POST),
         (lambda name: name.endswith("resid_post"), EVERY_POST),

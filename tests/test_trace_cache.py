@@ -13,7 +13,7 @@ from prismlens.errors import RoleError, SiteError
 from prismlens.interventions import Edit, Noise, Scale, Swap, Zero
 from prismlens.positions import answer, image, latent, lead, question
 from prismlens.unrolled import Segment, Unrolled
-from tests.plain_hooks import LAYERS, NAMES, STEPS, Twins, plain_run, reading, relative, twins
+from tests.plain_hooks import EVERY, LAYERS, NAMES, STEPS, Twins, plain_run, reading, relative, twins
 
 ITEMS = shapes(7, seed=3)
 WIDTH = 64
@@ -77,8 +77,8 @@ def test_values_are_those_that_plain_hooks_saw_step_by_step(pair, items, seen, r
         assert relative(cache.flat(name), values) < TOLERANCE, name
         regular = len({len(one) for one in where}) == 1
         shape = (len(items), len(where[0])) if regular else (sum(map(len, where)),)
-        assert cache[name].shape == (*shape, values.shape[-1]), name
-        assert torch.equal(cache[name].flatten(0, -2), cache.flat(name))
+        assert cache[name].shape == (*shape, *values.shape[1:]), name
+        assert torch.equal(cache[name].flatten(0, len(shape) - 1), cache.flat(name))
     assert (cache.positions.rows.tolist(), cache.positions.columns.tolist()) == (
         [row for row, one in enumerate(where) for _ in one], [column for one in where for column in one],
     )  # fmt: skip
@@ -119,8 +119,8 @@ def test_the_latents_kept_are_the_vectors_fed(pair, items):
     _, cache = pair.traced.run_with_cache(items, ["hook_latent", "blocks.0.hook_resid_pre"], positions=latent, run=run)
     assert torch.equal(cache["hook_latent"], run.latents)
     assert torch.equal(cache["blocks.0.hook_resid_pre"], run.latents)
-    _, before = pair.traced.run_with_cache(items, "ln_final.hook_normalized", positions=latent.source, run=run)
-    assert relative(before["ln_final.hook_normalized"], run.latents) < TOLERANCE
+    _, before = pair.traced.run_with_cache(items, "unembed.hook_in", positions=latent.source, run=run)
+    assert relative(before["unembed.hook_in"], run.latents) < TOLERANCE
 
 
 def test_batches_of_three_give_the_rows_of_one_batch_in_order(pair):
@@ -168,14 +168,16 @@ def test_under_an_edit_the_cache_holds_what_the_edited_run_saw(pair, edit: Edit)
         ("blocks.1.hook_mlp_out", 1),
         ("resid_post", LAYERS),
         ("k", LAYERS),
+        ("pattern", LAYERS),
         (["resid_mid", "hook_latent"], LAYERS + 1),
-        (lambda name: name.startswith("blocks.2."), 8),
+        (lambda name: name.startswith("blocks.2.hook_"), 7),
     ],
 )
 def test_a_names_filter_keeps_what_it_names_and_nothing_else(pair, names_filter, count: int):
     _, cache = pair.traced.run_with_cache(ITEMS[:2], names_filter, positions=latent)
-    assert len(cache) == count and list(cache) == [name for name in NAMES if name in cache]
-    assert all(cache[name].shape[:2] == (2, STEPS) for name in cache)
+    assert len(cache) == count and list(cache) == [name for name in EVERY if name in cache]
+    axes = (0, 2) if names_filter == "pattern" else (0, 1)
+    assert all([cache[name].shape[axis] for axis in axes] == [2, STEPS] for name in cache)
 
 
 @pytest.mark.parametrize("names_filter", ["resid_pots", ["nothing"], [], lambda name: False])
@@ -193,7 +195,7 @@ def test_a_cache_is_read_by_full_and_short_names_and_says_what_it_lacks(pair):
     _, cache = pair.traced.run_with_cache(ITEMS[:2], ["resid_post", "k"], positions=latent)
     assert isinstance(cache, ActivationCache)
     assert torch.equal(cache["resid_post", 1], cache["blocks.1.hook_resid_post"])
-    assert cache["k", 2] is not None and cache["k", 2].shape == (2, STEPS, WIDTH // 2)
+    assert cache["k", 2] is not None and cache["k", 2].shape == (2, STEPS, 1, WIDTH // 2)
     assert ("resid_post", 1) in cache and "blocks.0.attn.hook_k" in cache
     for absent in ("blocks.0.hook_mlp_out", ("mlp_out", 0), ("resid_post", LAYERS), "nothing", ("nothing", 0)):
         assert absent not in cache
@@ -221,6 +223,5 @@ def test_latents_are_kept_with_one_row_a_latent_whatever_else_is_selected(pair, 
 def test_latents_asked_for_at_question_positions_are_an_error(pair):
     _, cache = pair.traced.run_with_cache(ITEMS[:2], None, positions=question)
     assert "hook_latent" not in cache and list(cache) == NAMES[1:] and len(cache) == len(NAMES) - 1
-    assert all(value.shape[-1] in (WIDTH, WIDTH // 2) for value in cache.values())
     with pytest.raises(SiteError, match=r"holds no 'hook_latent'\n(.*\n)*.*none of the positions is a latent"):
         cache["hook_latent"]

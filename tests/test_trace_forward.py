@@ -127,7 +127,7 @@ def test_edits_at_one_site_apply_in_order_and_see_each_other(pair, run):
     [
         ("blocks.1.hook_resid_pre", ["blocks.0.hook_resid_post"]),
         ("blocks.1.hook_resid_mid", ["blocks.1.hook_resid_pre", "blocks.1.hook_attn_out"]),
-        ("ln_final.hook_normalized", ["blocks.2.hook_resid_post"]),
+        ("unembed.hook_in", ["blocks.2.hook_resid_post"]),
     ],
 )
 def test_an_edit_leaves_earlier_tensors_alone(pair, run, name: str, kept: list[str]):
@@ -135,7 +135,7 @@ def test_an_edit_leaves_earlier_tensors_alone(pair, run, name: str, kept: list[s
     held: dict[str, Tensor] = {}
     handles = []
     for one in kept:
-        module, end = module_of(pair.traced.hf, one)
+        module, end, _ = module_of(pair.traced.hf, one)
         if end == "output":
             hook = module.register_forward_hook(lambda _, args, out, one=one: held.__setitem__(one, out))
         else:

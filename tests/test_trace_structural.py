@@ -72,8 +72,8 @@ def test_a_replay_uses_the_reference_of_its_run(model: PrismModel, op):
     clean = model.generate(ITEMS)
     view = model.edited(Edit(op))
     run = view.generate(ITEMS[:4], reference=clean)
-    _, cache = view.run_with_cache(ITEMS[:4], "ln_final.hook_normalized", positions=latent.source, run=run)
-    again = cache["ln_final.hook_normalized"]
+    _, cache = view.run_with_cache(ITEMS[:4], "unembed.hook_in", positions=latent.source, run=run)
+    again = cache["unembed.hook_in"]
     assert float((again - run.latents).abs().max() / run.latents.abs().max()) < 1e-4
     with pytest.raises(PrismlensError, match="replay's states differ"):
         view.run_with_cache(

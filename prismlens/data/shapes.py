@@ -197,13 +197,19 @@ def pick_question(scene: Scene, category: str, rng: np.random.Generator) -> Ques
     return pool[rng.integers(len(pool))]
 
 
+def relation(first: Thing, second: Thing) -> str | None:
+    """Where the first is, seen from the second; None where they share neither a row nor a column."""
+    step = (int(np.sign(first.column - second.column)), int(np.sign(first.row - second.row)))
+    return RELATIONS.get(step)
+
+
 def _neighbours(scene: Scene) -> Iterator[tuple[Thing, Thing, str]]:
     """Ordered pairs of objects that share a row or a column, with the word for the first seen from the second."""
     for first in scene.things:
         for second in scene.things:
-            step = (int(np.sign(first.column - second.column)), int(np.sign(first.row - second.row)))
-            if step in RELATIONS:
-                yield first, second, RELATIONS[step]
+            word = relation(first, second)
+            if word is not None:
+                yield first, second, word
 
 
 def _thing(rng: np.random.Generator, shape: str, color: str, column: int, row: int) -> Thing:

@@ -14,11 +14,11 @@ from torch import Tensor
 from prismlens.cache import ActivationCache
 from prismlens.errors import RoleError, SettingError
 from prismlens.positions import Role, answer, image, latent, question, resolve
-from prismlens.sites import NORMALIZED, get_act_name, site
+from prismlens.sites import UNEMBED_IN, get_act_name, site
 from prismlens.trace import PrismModel, Run
 from prismlens.types import Item
 
-EMBEDDING, FINAL = get_act_name("resid_pre", 0), NORMALIZED
+EMBEDDING, FINAL = get_act_name("resid_pre", 0), UNEMBED_IN
 ON_MISSING = ("raise", "drop")
 
 

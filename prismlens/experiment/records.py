@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isnan
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from prismlens.trace import Run
 from prismlens.types import LETTERS, Item
 
 
-def records(condition: str, run: Run, clean: Run, donors: Mapping[str, Item]) -> list[dict[str, Any]]:
+def records(
+    condition: str, run: Run, clean: Run, donors: Mapping[str, Item], *, seed: int | None = None
+) -> list[dict[str, Any]]:
     """The condition's row for every item of its run.
 
     Args:
@@ -22,6 +25,7 @@ def records(condition: str, run: Run, clean: Run, donors: Mapping[str, Item]) ->
         run: under the condition.
         clean: the clean run to compare with; it may hold more items.
         donors: item id -> donor, where the condition swaps.
+        seed: of what the condition draws.
     """
     scores = {name: values.tolist() for name, values in _scores(run, clean.take(run.items)).items()}
     out = []
@@ -32,7 +36,8 @@ def records(condition: str, run: Run, clean: Run, donors: Mapping[str, Item]) ->
         out.append(
             {
                 "item": item.id, "group": item.group, "category": item.category, "answer": item.answer,
-                "condition": condition, "choice": choice, "content_chosen": chosen, "correct": choice == item.answer,
+                "condition": condition, "seed": seed, "choice": choice, "content_chosen": chosen,
+                "correct": choice == item.answer, "option_logprobs": _own_options(run.option_logprobs[row], item),
                 **{name: values[row] for name, values in scores.items()},
                 "steps_taken": int(run.steps_taken[row]), "donor": None if donor is None else donor.id,
                 "donor_content": None if donor is None else donor.content,
@@ -41,6 +46,12 @@ def records(condition: str, run: Run, clean: Run, donors: Mapping[str, Item]) ->
             }
         )  # fmt: skip
     return out
+
+
+def _own_options(logprobs: Float[Tensor, " option"], item: Item) -> list[float] | None:
+    """The log-probability of each of the item's options, None where the model wrote no answer."""
+    own = logprobs[: len(item.options)].tolist()
+    return None if any(map(isnan, own)) else own
 
 
 def outcome(chosen: str | None, own: str | None, donor: str | None) -> str:

@@ -20,11 +20,13 @@ class Cut(Structural):
         to: the positions that are no longer seen (keys and values).
         by: the positions that no longer see them (queries).
         layers: the layers where this holds, ascending; None for all.
+        heads: the query heads for which it holds there, ascending; None for all.
     """
 
     to: Role
     by: Role
     layers: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, role in (("to", self.to), ("by", self.by)):
@@ -35,18 +37,19 @@ class Cut(Structural):
                     cause="the role's text was given for the role",
                     fix="write prismlens.latent, or positions.parse(text)",
                 )
-        if self.layers is not None:
-            object.__setattr__(self, "layers", _checked_layers(self.layers))
+        for name, numbers in (("layers", self.layers), ("heads", self.heads)):
+            if numbers is not None:
+                object.__setattr__(self, name, _checked(name, numbers))
 
 
-def _checked_layers(layers: object) -> tuple[int, ...]:
-    """The layers in ascending order, or an EditError."""
-    given = tuple(layers) if isinstance(layers, tuple | list | range) else ()
-    whole = all(isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0 for layer in given)
+def _checked(name: str, numbers: object) -> tuple[int, ...]:
+    """The layers or heads in ascending order, or an EditError."""
+    given = tuple(numbers) if isinstance(numbers, tuple | list | range) else ()
+    whole = all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in given)
     if not given or not whole or len(set(given)) != len(given):
         raise EditError(
-            f"Cut(layers={layers!r})",
-            needed="different layers, each a whole number of at least 0, or None for all",
-            fix="write for example layers=(0, 1)",
+            f"Cut({name}={numbers!r})",
+            needed=f"different {name}, each a whole number of at least 0, or None for all",
+            fix=f"write for example {name}=(0, 1)",
         )
     return tuple(sorted(given))

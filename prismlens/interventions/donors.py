@@ -14,6 +14,9 @@ ON_MISSING = ("raise", "drop")
 SHOWN = 5
 """How many items an error lists before it only counts the rest."""
 
+ANYONE = "anyone"
+"""The one policy under which the item itself, and items of other categories, may be the donor."""
+
 Fits = Callable[[Item, Item], bool]
 """Whether the second item may be the donor of the first."""
 
@@ -35,6 +38,7 @@ CONTENT: Mapping[str, Fits] = {
     "different-answer": _different_answer,
     "same-answer": _same_answer,
     "answer-in-options": _answer_in_options,
+    ANYONE: lambda item, donor: True,
 }
 """What each policy asks of the two answers. They are compared by content: letters are shuffled from item to item."""
 
@@ -58,6 +62,8 @@ def match_donors(
 ) -> DonorMap:
     """A donor for each item: another item of the same category that fits the policy, drawn evenly from all that do.
 
+    Under ``"anyone"`` it may be of any category, and the item itself. A policy with a `pool` draws that many first.
+
     The donor of an item depends on the seed and on the pool, not on any order. Donors may serve twice.
 
     Args:
@@ -71,13 +77,14 @@ def match_donors(
         Item id to donor id; a dict that also has ``dropped``.
 
     Raises:
-        DonorError: nothing fits some item (with the number of candidates after each filter), or ids repeat.
+        DonorError: nothing fits some item (with the number of candidates after each filter), ids repeat, or there are
+            fewer items than the policy's pool wants.
     """
     if on_missing not in ON_MISSING:
         raise DonorError(f"on_missing={on_missing!r}", needed=f"one of {', '.join(map(repr, ON_MISSING))}")
     _refuse_repeated_ids(items)
     _refuse_repeated_ids(pool or ())
-    donors = sorted(items if pool is None else pool, key=lambda item: item.id)
+    donors = _pooled(sorted(items if pool is None else pool, key=lambda item: item.id), policy, seed)
     candidates = {item.id: _candidates(item, donors, policy) for item in items}
     lacking = [item for item in items if not candidates[item.id][-1][1]]
     if lacking and on_missing == "raise":
@@ -86,11 +93,29 @@ def match_donors(
     return DonorMap(pairs, tuple(item.id for item in lacking))
 
 
+def _pooled(donors: list[Item], policy: Swap, seed: int) -> list[Item]:
+    """As many of the donors as the policy's pool holds, drawn by a hash of each id, in the order of their ids."""
+    if policy.pool is None:
+        return donors
+    if len(donors) < policy.pool:
+        raise DonorError(
+            f"{policy} draws from {len(donors)} items",
+            needed=f"at least {policy.pool}",
+            cause="the pool is larger than the list of items",
+            fix="give more items, or a smaller pool",
+        )
+    drawn = sorted(donors, key=lambda item: _number(f"{seed}|pool|{item.id}"))[: policy.pool]
+    return sorted(drawn, key=lambda item: item.id)
+
+
 def _candidates(item: Item, pool: Sequence[Item], policy: Swap) -> list[tuple[str, list[Item]]]:
     """What is left of the pool after each filter, under the filter's name; the last is what may be drawn."""
-    filters: tuple[tuple[str, Fits], ...] = (
+    another: tuple[tuple[str, Fits], ...] = (
         ("other items", lambda item, donor: donor.id != item.id),
         (f"same category {item.category!r}", lambda item, donor: donor.category == item.category),
+    )
+    filters: tuple[tuple[str, Fits], ...] = (
+        *(() if policy.donor == ANYONE else another),
         (f"image {policy.image}", IMAGE[policy.image]),
         (f"donor {policy.donor}", CONTENT[policy.donor]),
     )
@@ -103,8 +128,12 @@ def _candidates(item: Item, pool: Sequence[Item], policy: Swap) -> list[tuple[st
 
 def _drawn(name: str, donors: Sequence[Item], seed: int) -> str:
     """The id of one donor, by a hash that is the same in every process."""
-    digest = hashlib.blake2b(f"{seed}|{name}".encode(), digest_size=8).digest()
-    return donors[int.from_bytes(digest, "big") % len(donors)].id
+    return donors[_number(f"{seed}|{name}") % len(donors)].id
+
+
+def _number(text: str) -> int:
+    """A number drawn by a hash of the text."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def _refuse_repeated_ids(items: Sequence[Item]) -> None:
@@ -126,7 +155,8 @@ def _impossible(
     lines = []
     for item in lacking[:SHOWN]:
         counts = ", ".join(f"{name}: {len(left)}" for name, left in candidates[item.id])
-        unknown = " (the item's own answer is not known)" if item.answer is None and policy.donor != "any" else ""
+        asked = policy.donor not in ("any", ANYONE)
+        unknown = " (the item's own answer is not known)" if asked and item.answer is None else ""
         lines.append(f"item {item.id!r}{unknown}: {counts}")
     rest = f"; and {len(lacking) - SHOWN} more items" if len(lacking) > SHOWN else ""
     no_group = policy.image == "different" and all(item.group == "" for item in lacking)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prismlens.errors import EditError
-from prismlens.interventions import edit_json
+from prismlens.interventions import edit_html, edit_json
 from prismlens.interventions.cut import Cut
 from prismlens.interventions.operation import Operation, Structural, one_of
 from prismlens.interventions.oracle import Oracle
+from prismlens.interventions.skip import Skip
+from prismlens.interventions.source import Source
 from prismlens.positions import Role, latent
 
 MODES = ("free", "held")
@@ -83,21 +86,54 @@ class Edit:
                 cause="Cut names its own positions",
                 fix="leave `positions` out; use Cut(to=..., by=...)",
             )
+        if isinstance(self.op, Skip) and self.positions != latent:
+            raise EditError(
+                f"{self.op} with positions={self.positions}",
+                needed="no positions",
+                cause="Skip takes the last latents of the block",
+                fix="leave `positions` out; Skip(n) says how many",
+            )
 
     def to_json(self) -> str:
-        """The edit as JSON text, with a format version; `from_json` gives an equal edit back."""
-        return edit_json.dumps(self.op, self.positions, self.site, self.mode, self.seed)
+        """The edit as JSON text, with a format version; `from_json` gives an equal edit back.
+
+        Of a `Patch` it holds the name and the hash of the source, not its values.
+        """
+        return edit_json.dumps(self._record())
 
     @classmethod
-    def from_json(cls, text: str) -> Edit:
+    def from_json(cls, text: str, *, sources: Sequence[Source] = ()) -> Edit:
         """The edit that `to_json` wrote.
+
+        Args:
+            text: the JSON.
+            sources: where a `Patch` finds its values again, by name and hash. Without its source the edit is equal to
+                the one that was written, and a model refuses to run it.
 
         Raises:
             EditError: not JSON, another format version, unknown or missing keys, or values that are refused.
         """
-        return cls(**edit_json.loads(text))
+        return cls(**edit_json.loads(text, sources))
+
+    def to_yaml(self) -> str:
+        """The edit as YAML text, with the same content as `to_json`."""
+        return edit_json.dumps_yaml(self._record())
+
+    @classmethod
+    def from_yaml(cls, text: str, *, sources: Sequence[Source] = ()) -> Edit:
+        """The edit that `to_yaml` wrote; see `from_json`."""
+        return cls(**edit_json.loads_yaml(text, sources))
+
+    def _record(self) -> dict[str, object]:
+        return edit_json.to_record(self.op, self.positions, self.site, self.mode, self.seed)
+
+    def _repr_html_(self) -> str:
+        """The parts and the operation's question as a table, for notebooks."""
+        where = None if isinstance(self.op, Cut | Skip) else str(self.positions)
+        site = None if isinstance(self.op, Structural) else self.site
+        return edit_html.table(self.op, where, site, self.mode, self.seed)
 
     def __str__(self) -> str:
-        where = "" if isinstance(self.op, Cut) else f" on {self.positions}"
+        where = "" if isinstance(self.op, Cut | Skip) else f" on {self.positions}"
         site = "" if isinstance(self.op, Structural) else f" at {self.site}"
         return f"{self.op}{site}{where} ({self.mode}, seed {self.seed})"

@@ -16,8 +16,8 @@ from prismlens.interventions.context import Context
 class Operation(ABC):
     """A pure function from the selected values to their replacements; frozen, hashable, and the same in any batch.
 
-    ``needs`` names what the `Context` must hold: some of ``"std"``, ``"mean"``, ``"donors"``,
-    ``"targets"``.
+    ``needs`` names what the `Context` must hold: some of ``"std"``, ``"mean"``, ``"spread"``, ``"donors"``,
+    ``"source"``, ``"targets"``.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -46,8 +46,9 @@ class Operation(ABC):
                 fix=f"pass Context({', '.join(f'{name}=...' for name in absent)})",
             )
         n, d = value.shape
-        shapes = {"std": (d,), "mean": (d,), "donors": (n, d), "targets": (n, d)}
-        wrong = [name for name in sorted(self.needs) if tuple(getattr(context, name).shape) != shapes[name]]
+        one, each, number = {(d,), (n, d)}, {(n, d)}, {(n,)}
+        shapes = {"std": one, "mean": one, "spread": number, "donors": each, "source": each, "targets": each}
+        wrong = [name for name in sorted(self.needs) if tuple(getattr(context, name).shape) not in shapes[name]]
         if len(context.item_ids) != n:
             raise EditError(
                 f"{self} was given {n} values and {len(context.item_ids)} item ids",
@@ -58,7 +59,7 @@ class Operation(ABC):
             given = ", ".join(f"{name} {tuple(getattr(context, name).shape)}" for name in wrong)
             raise EditError(
                 f"{self} was given values of shape {(n, d)} with {given}",
-                needed=", ".join(f"{name} {shapes[name]}" for name in wrong),
+                needed=", ".join(f"{name} {' or '.join(map(str, sorted(shapes[name], key=len)))}" for name in wrong),
                 cause="they were measured at another site, or for another selection",
                 fix="measure them at this site",
             )
@@ -83,6 +84,17 @@ def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
     """An EditError where the value is not one of the choices."""
     if value not in choices:
         raise EditError(f"{name}={value!r}", needed=f"one of {', '.join(map(repr, choices))}")
+
+
+def same_width(op: Operation, width: int, value: Float[Tensor, "n d"]) -> None:
+    """An EditError where the numbers in an operation are not as wide as the value."""
+    if value.shape[1] != width:
+        raise EditError(
+            f"{op} holds vectors of {width} numbers, and the site has {value.shape[1]}",
+            needed=f"vectors of {value.shape[1]} numbers",
+            cause="they were measured at another site, or on another model",
+            fix="measure them at this site",
+        )
 
 
 def present(value: Tensor | None) -> Tensor:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from jaxtyping import Float
-from torch import Tensor
+from prismlens.errors import EditError
+from prismlens.interventions.operation import one_of
+from prismlens.interventions.transplant import Transplant
 
-from prismlens.interventions.context import Context
-from prismlens.interventions.operation import Operation, one_of, present
-
-DONORS = ("any", "different-answer", "same-answer", "answer-in-options")
+DONORS = ("any", "different-answer", "same-answer", "answer-in-options", "anyone")
 IMAGES = ("different", "any")
 
 
 @dataclass(frozen=True)
-class Swap(Operation):
-    """Replace the value by that of a donor item at the same latent step.
+class Swap(Transplant):
+    """Replace the value by that of a donor item at the same stage and latent step.
 
     Question: does the value carry what is particular to this item, asked with a value that the model itself produces?
     With ``"different-answer"``: does the answer leave the item's own? With ``"same-answer"``: does anything but the
@@ -25,18 +22,23 @@ class Swap(Operation):
 
     Args:
         donor: which answers (by content, not by letter) a donor may have: ``"any"``, ``"different-answer"``,
-            ``"same-answer"``, ``"answer-in-options"``. The choice is made by `match_donors`.
+            ``"same-answer"``, ``"answer-in-options"``; in each case another item of the same category. ``"anyone"``
+            asks for nothing: any category, and the item itself. The choice is made by `match_donors`.
         image: ``"different"`` asks for a donor of another group, ``"any"`` does not.
+        pool: how many items, drawn by the seed, donors come from; None for all there are.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"donors"})
     donor: str = "any"
     image: str = "different"
+    pool: int | None = None
 
     def __post_init__(self) -> None:
         one_of("donor", self.donor, DONORS)
         one_of("image", self.image, IMAGES)
+        whole = isinstance(self.pool, int) and not isinstance(self.pool, bool) and self.pool >= 1
+        if self.pool is not None and not whole:
+            raise EditError(f"pool={self.pool!r}", needed="a whole number of at least 1, or None for all items")
 
-    def replace(self, value: Float[Tensor, "n d"], context: Context) -> Float[Tensor, "n d"]:
-        """The donors' values."""
-        return present(context.donors).to(value, copy=True)
+    def order(self, n: int, key: str) -> tuple[int, ...]:
+        """The donor's value at the same place."""
+        return tuple(range(n))

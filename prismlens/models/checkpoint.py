@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.integrations.accelerate import load_offloaded_parameter
-from transformers.utils import logging as transformers_logging
 from transformers.utils.import_utils import is_accelerate_available
 
 from prismlens.errors import CheckpointError
-from prismlens.models.config import LVRConfig
+from prismlens.models.architectures import architecture, with_latents
+from prismlens.models.config import LatentConfig
 from prismlens.models.draft import draft
 from prismlens.models.formats import TODAY, from_released
-from prismlens.models.lvr import LVRForConditionalGeneration
+from prismlens.models.latent import LatentModel
 from prismlens.models.processor import IMAGE_PAD, START, LVRProcessor
+from prismlens.models.reading import explained, quiet
 from prismlens.models.stages import first_stage
 from prismlens.models.tokens import BLOCK_TOKENS
 from prismlens.models.weights import PICKLED, SAFE, as_dtype, digest_of, named_files, refuse_pickled, stored_dtypes
@@ -47,11 +47,13 @@ def zoo_manifest(name: str) -> dict[str, object]:
 
 def load_checkpoint(
     name: str | Path, *, dtype: torch.dtype | str = torch.float32, device_map: DeviceMap | None = None
-) -> tuple[LVRForConditionalGeneration, LVRProcessor]:
+) -> tuple[LatentModel, LVRProcessor]:
     """A shipped model (``tiny/...``), a local folder, or a hub id. Only safetensors are read; no remote code is run.
 
-    Folders of the released LVR code are read as they are, see `formats.from_released`. Weights go from the files to
-    their place one by one: there is never a second copy of the model in memory.
+    The architecture is the one that config.json names, see `architectures.ARCHITECTURES`; a folder that a stock class
+    of transformers wrote is a model without latents. Folders of the released LVR code are read as they are, see
+    `formats.from_released`. Weights go from the files to their place one by one: there is never a second copy of the
+    model in memory.
 
     Args:
         name: what to load.
@@ -71,13 +73,13 @@ def load_checkpoint(
             fix="pip install 'prismlens[train]', or give device= instead of device_map=",
         )
     source = resolve_source(text)
-    config = _read_config(source, text)
-    model = _read_weights(source, config, dtype, device_map, text)
+    model_class, config = _read_config(source, text)
+    model = _read_weights(source, model_class, config, dtype, device_map, text)
     return model.eval(), _read_processor(source, config, text)
 
 
 def save_checkpoint(
-    model: LVRForConditionalGeneration,
+    model: LatentModel,
     processor: LVRProcessor,
     folder: str | Path,
     *,
@@ -103,7 +105,7 @@ def save_checkpoint(
 
 
 def write_model(
-    model: LVRForConditionalGeneration,
+    model: LatentModel,
     processor: LVRProcessor,
     folder: Path,
     *,
@@ -129,12 +131,12 @@ def write_model(
         for field, value in before.items():
             setattr(model.config, field, value)
     decoding = dict(model.generation_config.to_diff_dict())
-    decoding["eos_token_id"] = decoding.get("eos_token_id") or model.config.text.eos_token_id
+    decoding["eos_token_id"] = decoding.get("eos_token_id") or getattr(model.config.text, "eos_token_id", None)
     GenerationConfig(**decoding | {"pad_token_id": processor.pad_id}).save_pretrained(folder)
     processor.save_pretrained(folder)
 
 
-def weight_hash(model: LVRForConditionalGeneration) -> str:
+def weight_hash(model: LatentModel) -> str:
     """Sixteen hex digits that change with any weight; the same wherever the weights lie."""
     # Of what is offloaded the values are not in the module.
     return digest_of(
@@ -194,30 +196,37 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _read_config(source: str | Path, name: str) -> LVRConfig:
-    """The config, its latent settings checked."""
-    with _explained(
+def _read_config(source: str | Path, name: str) -> tuple[type[LatentModel], Any]:
+    """The architecture's class, and the config, its latent settings checked."""
+    with explained(
         f"the config of {name!r}",
-        needed="config.json of a Qwen2.5-VL with latents",
+        needed="config.json of a served architecture, with latents or without",
         cause="a file cut short or edited by hand, or no network for a hub id",
         fix="fetch config.json again",
     ):
-        config = LVRConfig.from_dict(from_released(LVRConfig.get_config_dict(source)[0]))
+        raw = from_released(PreTrainedConfig.get_config_dict(source)[0])
+        model_class = architecture(raw)
+        config: Any = cast(Any, model_class.config_class).from_dict(with_latents(raw, model_class))
         config.check_latents()
-    return config
+    return model_class, config
 
 
 def _read_weights(
-    source: str | Path, config: LVRConfig, dtype: torch.dtype | str, device_map: DeviceMap | None, name: str
-) -> LVRForConditionalGeneration:
+    source: str | Path,
+    model_class: type[LatentModel],
+    config: Any,
+    dtype: torch.dtype | str,
+    device_map: DeviceMap | None,
+    name: str,
+) -> LatentModel:
     """The model, every parameter of it from the files and nothing in the files left over."""
-    small = _quiet() if name.startswith(PREFIX) else nullcontext()
-    with small, _explained(f"the weights of {name!r}", needed=f"whole {SAFE} files that fit config.json"):
+    small = quiet() if name.startswith(PREFIX) else nullcontext()
+    with small, explained(f"the weights of {name!r}", needed=f"whole {SAFE} files that fit config.json"):
         refuse_pickled(name, [file for file in named_files(source, config) if not file.endswith(SAFE)])
         chosen = as_dtype(dtype, stored_dtypes(source, config, name), name)
         placed: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
         # Mismatched shapes are collected, to be refused below under their names.
-        loaded: Any = LVRForConditionalGeneration.from_pretrained(
+        loaded: Any = model_class.from_pretrained(
             source, config=config, dtype=chosen, use_safetensors=True, output_loading_info=True,
             trust_remote_code=False, ignore_mismatched_sizes=True, key_mapping=TODAY, **placed,
         )  # fmt: skip
@@ -239,9 +248,9 @@ def _read_weights(
     return model
 
 
-def _read_processor(source: str | Path, config: LVRConfig, name: str) -> LVRProcessor:
+def _read_processor(source: str | Path, config: LatentConfig, name: str) -> LVRProcessor:
     """The processor; where entry is forced, its prompts end with the token that opens the first stage."""
-    with _explained(f"the processor of {name!r}", needed="preprocessor_config.json and a fast tokenizer's files"):
+    with explained(f"the processor of {name!r}", needed="preprocessor_config.json and a fast tokenizer's files"):
         processor = LVRProcessor.from_pretrained(source, start=False)
     _check_tokens(config, processor, name)
     if config.latent_entry != "forced":
@@ -250,19 +259,7 @@ def _read_processor(source: str | Path, config: LVRConfig, name: str) -> LVRProc
     return LVRProcessor(processor.image_processor, processor.tokenizer, start=True if token == START else token)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' progress bar, which a shipped model's few files need not have."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-
-
-def _check_tokens(config: LVRConfig, processor: LVRProcessor, name: str) -> None:
+def _check_tokens(config: LatentConfig, processor: LVRProcessor, name: str) -> None:
     """The tokenizer must know image tokens and the block's markers under the ids that the config gives them."""
     fields = {"image_token_id": IMAGE_PAD}
     if config.latent_entry != "none":
@@ -277,21 +274,3 @@ def _check_tokens(config: LVRConfig, processor: LVRProcessor, name: str) -> None
                 cause="a tokenizer without the latent tokens was saved with the model",
                 fix="save the tokenizer that the model was trained with beside it",
             )
-
-
-@contextmanager
-def _explained(
-    what: str,
-    *,
-    needed: str,
-    cause: str = "a download cut short, files of another model, or no network for a hub id",
-    fix: str = "fetch the folder again, and check that its files belong together",
-) -> Iterator[None]:
-    """Turn whatever transformers raises about damaged files into a CheckpointError."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except Exception as error:  # a damaged file provokes anything: OSError, TypeError, SafetensorError, ...
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{what} could not be read: {first}", needed=needed, cause=cause, fix=fix) from error

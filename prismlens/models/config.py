@@ -1,14 +1,15 @@
-"""The configuration of a latent-reasoning model: Qwen2.5-VL's, plus what the latent loop needs to know."""
+"""The configurations of latent-reasoning models: an architecture's own, plus what the latent loop needs to know."""
 
 from __future__ import annotations
 
-from typing import Any, no_type_check
+from dataclasses import dataclass
+from typing import Any, cast, no_type_check
 
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig
+from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
 
 from prismlens.errors import CheckpointError, RoleError
 from prismlens.models.exits import DISTANCES, EXITS
-from prismlens.models.heads import HEADS, NONE, RELEASED_TYPES
+from prismlens.models.heads import HEADS, NONE, RELEASED_TYPES, TextConfig
 from prismlens.models.stages import check_stages, stages
 from prismlens.models.tokens import BLOCK_TOKENS
 from prismlens.models.visibility import Rule
@@ -16,13 +17,14 @@ from prismlens.models.visibility import Rule
 ENTRIES = ("forced", "emitted", "none")
 
 
-# transformers reads config.json through this class and hides in its signature that it takes any keyword: run-time
-# checks of the signature, on in tests, would refuse every folder.
+# transformers reads config.json through these classes and hides in their signatures that they take any keyword:
+# run-time checks of the signature, on in tests, would refuse every folder.
 @no_type_check
-class LVRConfig(Qwen2_5_VLConfig):
-    """Qwen2.5-VL's configuration with the latent block's tokens, budget and visibility.
+@dataclass(kw_only=True, repr=False)
+class LatentConfig:
+    """The latent block's tokens, budget and visibility: what a configuration holds beside its architecture's fields.
 
-    ``model_type`` stays ``qwen2_5_vl``: plain transformers reads the same folder as an ordinary Qwen2.5-VL.
+    ``model_type`` stays the architecture's: plain transformers reads the same folder as an ordinary model of it.
 
     Args:
         lvr_start_id, lvr_id, lvr_latent_end_id, lvr_end_id: token ids of the block's markers and of the slot.
@@ -73,10 +75,9 @@ class LVRConfig(Qwen2_5_VLConfig):
     latent_end_distance: str = "mse"
 
     @property
-    def text(self) -> Qwen2_5_VLTextConfig:
+    def text(self) -> TextConfig:
         """The language model's part."""
-        assert isinstance(self.text_config, Qwen2_5_VLTextConfig)
-        return self.text_config
+        return cast(Any, self).text_config
 
     @property
     def head(self) -> str:
@@ -174,3 +175,13 @@ class LVRConfig(Qwen2_5_VLConfig):
                 cause="a config edited by hand",
                 fix="copy the id from the tokenizer",
             )
+
+
+@no_type_check
+class LVRConfig(LatentConfig, Qwen2_5_VLConfig):
+    """Qwen2.5-VL's configuration with latents."""
+
+
+@no_type_check
+class Qwen3LVRConfig(LatentConfig, Qwen3VLConfig):
+    """Qwen3-VL's configuration with latents."""

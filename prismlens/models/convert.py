@@ -15,13 +15,14 @@ from prismlens.errors import CheckpointError, SettingError
 from prismlens.models.checkpoint import MANIFEST, load_checkpoint, resolve_source, write_model
 from prismlens.models.draft import draft
 from prismlens.models.formats import RELEASED_FILES, released_name, to_released, unknown_there
+from prismlens.models.latent import LatentModel
 from prismlens.models.lvr import LVRForConditionalGeneration
 from prismlens.models.processor import LVRProcessor
 from prismlens.models.weights import find
 
 
 def save_released(
-    model: LVRForConditionalGeneration,
+    model: LatentModel,
     processor: LVRProcessor,
     folder: str | Path,
     *,
@@ -82,8 +83,14 @@ def convert(
 
 
 def _write_released(
-    model: LVRForConditionalGeneration, processor: LVRProcessor, folder: Path, *, max_shard_size: int | str | None
+    model: LatentModel, processor: LVRProcessor, folder: Path, *, max_shard_size: int | str | None
 ) -> None:
+    if not isinstance(model, LVRForConditionalGeneration):
+        raise CheckpointError(
+            f"a model of the class {type(model).__name__}",
+            needed="a Qwen2.5-VL: the released code knows no other architecture",
+            fix='keep this model in the format "prismlens"',
+        )
     ignored = unknown_there(model.config)
     if ignored:
         warnings.warn(
@@ -98,7 +105,7 @@ def _write_released(
         _write_json(folder / name, translated(json.loads((folder / name).read_text())))
 
 
-def _weights(model: LVRForConditionalGeneration) -> dict[str, Tensor]:
+def _weights(model: LatentModel) -> dict[str, Tensor]:
     """The weights under their released names; an output tied to the embeddings is left out when they are written."""
     weights = dict(model.state_dict())
     offloaded = sorted(name for name, tensor in weights.items() if tensor.is_meta)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import TypeAlias
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLTextConfig
+from transformers import Qwen2_5_VLTextConfig, Qwen3VLTextConfig
 from transformers.activations import ACT2FN
 
+TextConfig: TypeAlias = Qwen2_5_VLTextConfig | Qwen3VLTextConfig
+"""A language model's configuration, of any architecture that is served."""
 NONE = "none"
 EPSILON = 1e-6
 
@@ -21,7 +24,7 @@ class SimpleHead(nn.Module):
         text: the language model's configuration; its width is used.
     """
 
-    def __init__(self, text: Qwen2_5_VLTextConfig) -> None:
+    def __init__(self, text: TextConfig) -> None:
         super().__init__()
         width = text.hidden_size
         self.ln_q = nn.LayerNorm(width, eps=EPSILON)
@@ -39,7 +42,7 @@ class GatedHead(nn.Module):
         text: the language model's configuration; its width, inner width and activation (SiLU) are used.
     """
 
-    def __init__(self, text: Qwen2_5_VLTextConfig) -> None:
+    def __init__(self, text: TextConfig) -> None:
         super().__init__()
         width, inner = text.hidden_size, text.intermediate_size
         self.gate_proj = nn.Linear(width, inner)
@@ -52,7 +55,7 @@ class GatedHead(nn.Module):
         return self.down_proj(self.act_fn(self.gate_proj(states)) * self.up_proj(states))
 
 
-HEADS: Mapping[str, Callable[[Qwen2_5_VLTextConfig], nn.Module] | None] = MappingProxyType(
+HEADS: Mapping[str, Callable[[TextConfig], nn.Module] | None] = MappingProxyType(
     {NONE: None, "simple": SimpleHead, "gated": GatedHead}
 )
 """Heads by name; without one, states are fed back as they are."""

@@ -32,10 +32,12 @@ class Held:
         latents: in order, over all blocks.
         blocks: how many of them belong to each block of each row; None where every row has as many as `latents` is wide
             and it does not matter how they are split.
+        rows: the rows that are held; None where all are. The others go their own way.
     """
 
     latents: Float[Tensor, "batch step d_model"]
     blocks: Int[Tensor, "batch block"] | None = None
+    rows: Bool[Tensor, " batch"] | None = None
 
     def spent(self, block: Int[Tensor, " batch"], in_block: Int[Tensor, " batch"]) -> Bool[Tensor, " batch"] | None:
         """Whether the block that the row is in has no more latents; None where the blocks are not known."""

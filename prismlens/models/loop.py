@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -11,16 +12,17 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from prismlens.models.held import Held
+from prismlens.models.latent import LatentModel, StepOutput
 from prismlens.models.loop_settings import LoopSettings
-from prismlens.models.lvr import LVRForConditionalGeneration, StepOutput
 from prismlens.models.plan import plan
+from prismlens.models.prefix import Prefix
 from prismlens.models.processor import Prompt
 from prismlens.models.rows import Rows, append, is_end, next_column
 from prismlens.models.stages import stage_names
 from prismlens.models.visibility import Rule, masks
 from prismlens.unrolled import Segment, Unrolled
 
-__all__ = ["Forward", "LoopSettings", "plain_forward", "replay_inputs", "unroll"]
+__all__ = ["Forward", "LoopSettings", "decode", "plain_forward", "prefill", "replay_inputs", "unroll"]
 
 Forward = Callable[..., StepOutput]
 """`step` of the model, or something that wraps it, called as ``forward(unrolled, n_queries, **inputs)``."""
@@ -28,7 +30,7 @@ Forward = Callable[..., StepOutput]
 
 @torch.no_grad()
 def unroll(
-    model: LVRForConditionalGeneration,
+    model: LatentModel,
     prompt: Prompt,
     settings: LoopSettings,
     *,
@@ -54,17 +56,45 @@ def unroll(
         SettingError: a row comes to want more held latents than its clean run has.
     """
     forward = forward or plain_forward(model)
+    clean = None if held is None else Held(held, held_blocks)
+    prefix = prefill(model, prompt, settings, forward=forward, rules=rules)
+    return decode(model, prefix, settings, forward=forward, held=clean, rules=rules)
+
+
+@torch.no_grad()
+def decode(
+    model: LatentModel,
+    prefix: Prefix,
+    settings: LoopSettings,
+    *,
+    forward: Forward | None = None,
+    held: Held | None = None,
+    rules: Sequence[Rule] = (),
+) -> Unrolled:
+    """Everything after the prompt, greedily; the prefix's cache grows with it and cannot be used again.
+
+    Args:
+        model: the model.
+        prefix: what `prefill` or `gather` made.
+        settings: budget, exit rule, forced markers.
+        forward: what runs each forward; the model's own `step` by default.
+        held: latents to feed instead of the model's own, in all rows or some.
+        rules: visibility rules on top of the model's own.
+
+    Raises:
+        SettingError: a row comes to want more held latents than its clean run has.
+    """
+    forward = forward or plain_forward(model)
     all_rules = (*model.rules, *rules)
     own, fixed = settings.stages_of(model.config), settings.latent_exit == "fixed"
     names = stage_names(model.config, own)
     planned = plan(names, own, model.config.free_id, fixed=fixed, device=model.device)
-    clean = None if held is None else Held(held, held_blocks)
-    run, out, cache = _prefill(model, prompt, forward, all_rules, names)
+    run, out = prefix.run, prefix.out
     rows = Rows.fresh(planned, run.shape[0])
     # Ends: a row's every column is a latent or a forced id (both bounded a stage, and a chain of forced stages has an
     # end), or a written token (bounded in all).
     while True:
-        column = next_column(model, run, rows, out, settings, planned, clean)
+        column = next_column(model, run, rows, out, settings, planned, held)
         if bool(rows.done.all()):
             break
         run = append(run, column, rows, planned, fixed=fixed)
@@ -76,7 +106,7 @@ def unroll(
             input_ids=column.ids[:, None],
             position_ids=run.position_ids[:, :, -1:],
             attention_mask=masks(run, all_rules, n_layers=model.n_layers, n_queries=1),
-            past_key_values=cache,
+            past_key_values=prefix.cache,
             latents=column.vectors[:, None] if bool(rows.latent.any()) else None,
             latent_index=torch.where(rows.latent, 0, -1)[:, None],
         )
@@ -84,7 +114,7 @@ def unroll(
     return replace(run, n_staged=None)
 
 
-def plain_forward(model: LVRForConditionalGeneration) -> Forward:
+def plain_forward(model: LatentModel) -> Forward:
     """The model's own `step`, without hooks."""
 
     def forward(unrolled: Unrolled, n_queries: int, **inputs: object) -> StepOutput:
@@ -93,21 +123,40 @@ def plain_forward(model: LVRForConditionalGeneration) -> Forward:
     return forward
 
 
-def replay_inputs(model: LVRForConditionalGeneration, run: Unrolled, rules: Sequence[Rule] = ()) -> dict[str, object]:
-    """Keyword arguments of one `step` over a whole finished sequence (image features apart)."""
+def replay_inputs(model: LatentModel, run: Unrolled, rules: Sequence[Rule] = ()) -> dict[str, object]:
+    """Keyword arguments of one `step` over a whole finished sequence (`vision_inputs` apart)."""
     return {
         "input_ids": run.input_ids,
         "position_ids": run.position_ids,
         "attention_mask": masks(run, (*model.rules, *rules), n_layers=model.n_layers, n_queries=run.shape[1]),
         "latents": run.latents if run.latents.shape[1] else None,
         "latent_index": run.steps,
+        "image_mask": run.segments == Segment.IMAGE,
     }
 
 
-def _prefill(
-    model: LVRForConditionalGeneration, prompt: Prompt, forward: Forward, rules: Sequence[Rule], names: tuple[str, ...]
-) -> tuple[Unrolled, StepOutput, DynamicCache]:
-    """Run the prompt and return the sequence so far, its last states, and the cache."""
+@torch.no_grad()
+def prefill(
+    model: LatentModel,
+    prompt: Prompt,
+    settings: LoopSettings,
+    *,
+    forward: Forward | None = None,
+    rules: Sequence[Rule] = (),
+    vision: Mapping[str, Any] | None = None,
+) -> Prefix:
+    """One forward over the prompts.
+
+    Args:
+        model: the model.
+        prompt: left-padded prompts.
+        settings: which stages the block has.
+        forward: what runs the forward; the model's own `step` by default.
+        rules: visibility rules on top of the model's own.
+        vision: what the tower gave for these very images (`vision_inputs`), where an earlier prefill has it.
+    """
+    forward = forward or plain_forward(model)
+    names = stage_names(model.config, settings.stages_of(model.config))
     batch, width = prompt.input_ids.shape
     device = model.device
     ids, segments = prompt.input_ids.to(device), prompt.segments.to(device)
@@ -128,15 +177,18 @@ def _prefill(
         stage_names=names,
         n_staged=torch.zeros(batch, len(names), dtype=torch.long, device=device),
     )
+    if vision is None:
+        vision = model.vision_inputs(prompt.pixel_values.to(device), grid)
     cache = DynamicCache(config=model.config.text)
     out = forward(
         run,
         width,
         input_ids=ids,
         position_ids=run.position_ids,
-        attention_mask=masks(run, rules, n_layers=model.n_layers, n_queries=width),
+        attention_mask=masks(run, (*model.rules, *rules), n_layers=model.n_layers, n_queries=width),
         past_key_values=cache,
-        image_features=model.image_features(prompt.pixel_values.to(device), grid),
         keep=slice(width - 1, width),
+        **vision,
     )
-    return run, out, cache
+    last = StepOutput(out.hidden[:, -1:].clone(), out.logits, out.latent[:, -1:].clone())
+    return Prefix(run, last, cache, vision)

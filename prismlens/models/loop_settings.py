@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from prismlens.errors import SettingError
-from prismlens.models.config import LVRConfig
+from prismlens.models.config import LatentConfig
 from prismlens.models.stages import LATENT, Stage, stages
 
 
@@ -32,7 +32,7 @@ class LoopSettings:
 
     @classmethod
     def of(
-        cls, config: LVRConfig, eos_ids: Sequence[int], *, latent_steps: int | None = None, max_new_tokens: int
+        cls, config: LatentConfig, eos_ids: Sequence[int], *, latent_steps: int | None = None, max_new_tokens: int
     ) -> LoopSettings:
         """The settings of a checkpoint, with an explicit latent budget where one is given.
 
@@ -66,7 +66,7 @@ class LoopSettings:
         steps = total if found else steps
         return cls(steps, max_new_tokens, config.latent_exit, tuple(config.latent_close), tuple(eos_ids), found)
 
-    def stages_of(self, config: LVRConfig) -> tuple[Stage, ...]:
+    def stages_of(self, config: LatentConfig) -> tuple[Stage, ...]:
         """The stages that a run opens, in order; none for a model without latents."""
         if config.latent_entry == "none" or (config.lvr_start_id is None and not self.stages):
             return ()

@@ -25,6 +25,7 @@ class Plan:
         free_id: the free token's id, `NEVER` without one.
         starts: the id that opens each stage.
         steps: latents in each stage.
+        gaps: positions that stay free after each stage's last latent.
         close: ids forced after each stage, padded with `NEVER`.
         n_close: how many they are.
         leads: whether the last of them opens another stage.
@@ -37,6 +38,7 @@ class Plan:
     free_id: int
     starts: Int[Tensor, " stage"]
     steps: Int[Tensor, " stage"]
+    gaps: Int[Tensor, " stage"]
     close: Int[Tensor, "stage forced"]
     n_close: Int[Tensor, " stage"]
     leads: Bool[Tensor, " stage"]
@@ -78,11 +80,12 @@ def plan(
         while (after := follows[at]) is not None:
             if FREE in names:
                 later[number, list(names).index(FREE)] += free[at].sum()
-            later[number, after] += known[after].steps if fixed else 1
+            later[number, after] += known[after].steps if fixed else min(1, known[after].steps)
             at = after
     moved = {
         "starts": torch.tensor([stage.start for stage in known]),
         "steps": torch.tensor([stage.steps for stage in known]),
+        "gaps": torch.tensor([stage.gap for stage in known]),
         "close": close,
         "n_close": torch.tensor([len(stage.close) for stage in known]),
         "leads": torch.tensor([after is not None for after in follows]),

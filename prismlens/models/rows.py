@@ -10,8 +10,8 @@ from torch import Tensor
 
 from prismlens.models.exits import EXITS, Moment
 from prismlens.models.held import Held
+from prismlens.models.latent import LatentModel, StepOutput
 from prismlens.models.loop_settings import LoopSettings
-from prismlens.models.lvr import LVRForConditionalGeneration, StepOutput
 from prismlens.models.plan import NEVER, Plan
 from prismlens.unrolled import Segment, Unrolled
 
@@ -36,6 +36,8 @@ class Rows:
     written: Int[Tensor, " batch"]
     """Text tokens chosen by the model so far."""
     done: Bool[Tensor, " batch"]
+    gap: Int[Tensor, " batch"]
+    """Positions to leave free before the next input."""
 
     @classmethod
     def fresh(cls, plan: Plan, batch: int) -> Rows:
@@ -43,7 +45,7 @@ class Rows:
         zero = torch.zeros(batch, dtype=torch.long, device=plan.starts.device)
         return cls(
             latent=zero.bool(), stage=zero, block=zero, taken=zero, in_block=zero, closing=plan.n_close[zero],
-            written=zero, done=zero.bool(),
+            written=zero, done=zero.bool(), gap=zero,
         )  # fmt: skip
 
     def fed(self) -> None:
@@ -67,7 +69,7 @@ class Column:
 
 
 def next_column(
-    model: LVRForConditionalGeneration,
+    model: LatentModel,
     run: Unrolled,
     rows: Rows,
     out: StepOutput,
@@ -82,6 +84,7 @@ def next_column(
     leaving = rows.latent & (rows.in_block >= plan.steps[rows.stage])
     leaving = leaving | (rows.latent & was_latent & _wants_out(model, run, rows, choice, settings, held))
     rows.latent = rows.latent & ~leaving
+    rows.gap = torch.where(leaving, plan.gaps[rows.stage], 0)
     rows.closing = torch.where(leaving, 0, rows.closing)
     forced = ~rows.latent & (rows.closing < plan.n_close[rows.stage]) & ~rows.done
     ids = torch.where(forced, plan.forced(rows.stage, rows.closing), choice)
@@ -97,7 +100,9 @@ def next_column(
     segments = torch.where(rows.done, int(Segment.PAD), segments)
     vectors = out.latent[:, -1]
     if held is not None and bool(rows.latent.any()):
-        vectors = held.feed(run.items, rows.latent, rows.taken, rows.block - 1, rows.in_block).to(vectors.dtype)
+        fed = rows.latent if held.rows is None else rows.latent & held.rows
+        clean = held.feed(run.items, fed, rows.taken, rows.block - 1, rows.in_block).to(vectors.dtype)
+        vectors = torch.where(fed[:, None], clean, vectors)
     return Column(ids, segments, vectors)
 
 
@@ -108,7 +113,7 @@ def append(run: Unrolled, column: Column, rows: Rows, plan: Plan, *, fixed: bool
     of what lies between before a later one. `n_latents` counts what is sure to come, so that ``latent[-1]`` names the
     last latent of all while the block is still running.
     """
-    position = (run.position_ids.amax(0) * run.valid).amax(1) + 1
+    position = (run.position_ids.amax(0) * run.valid).amax(1) + 1 + rows.gap
     opens = rows.latent & (rows.in_block == 0)
     text = run.segments == Segment.ANSWER
     segments = torch.where((opens & (rows.taken == 0))[:, None] & text, int(Segment.LEAD), run.segments)
@@ -151,7 +156,7 @@ def _open(run: Unrolled, rows: Rows, plan: Plan, was_latent: Bool[Tensor, " batc
 
 
 def _wants_out(
-    model: LVRForConditionalGeneration,
+    model: LatentModel,
     run: Unrolled,
     rows: Rows,
     choice: Int[Tensor, " batch"],
@@ -163,14 +168,15 @@ def _wants_out(
     Under held latents a stage ends where it ended in the clean run: how long it is belongs to what is held.
     """
     spent = None if held is None or settings.latent_exit == "fixed" else held.spent(rows.block - 1, rows.in_block)
-    if spent is not None:
+    if spent is not None and (held is None or held.rows is None):
         return spent
     config, last = model.config, (rows.taken - 1).clamp(min=0)
     everyone = torch.arange(len(last), device=last.device)
     fed = torch.cat((run.latents, run.latents.new_zeros(len(last), 1, run.latents.shape[2])), 1)[everyone, last]
     vector, distance = model.lvr_latent_end_emb, config.latent_end_distance
     moment = Moment(choice, fed, config.end_ids, vector, distance, config.latent_end_threshold)
-    return EXITS[settings.latent_exit](moment)
+    own = EXITS[settings.latent_exit](moment)
+    return own if spent is None or held is None or held.rows is None else torch.where(held.rows, spent, own)
 
 
 def _seen(stages: Int[Tensor, "batch pos"], plan: Plan) -> Int[Tensor, "batch stage"]:

@@ -27,6 +27,7 @@ class Stage:
         steps: latents in the stage (the cap, when the exit rule is not ``"fixed"``).
         close: ids forced after its last latent; where the last of them opens another stage, that stage is forced too.
         scale: the latents are taught the tokens of the item's boxes enlarged by this factor.
+        gap: positions that stay free after the last latent: what follows is numbered as if they were taken.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Stage:
     steps: int
     close: tuple[int, ...] = ()
     scale: float = 1.0
+    gap: int = 0
 
 
 def stages(config: Config) -> tuple[Stage, ...]:

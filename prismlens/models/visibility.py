@@ -17,11 +17,15 @@ from prismlens.unrolled import Unrolled
 
 @dataclass(frozen=True)
 class Rule:
-    """Positions of role `query` cannot attend to positions of role `key`, at `layers` (None: at every layer)."""
+    """Positions of role `query` cannot attend to positions of role `key`, at `layers` (None: at every layer).
+
+    `heads` says for every query head of the model whether the rule holds for it; None is all of them.
+    """
 
     query: Role
     key: Role
     layers: tuple[int, ...] | None = None
+    heads: tuple[bool, ...] | None = None
 
     @classmethod
     def from_config(cls, entry: dict[str, Any]) -> Rule:
@@ -53,6 +57,8 @@ def masks(
 ) -> LayerMasks:
     """The masks for a forward over the last `n_queries` columns, one a layer, True where attention is allowed.
 
+    A mask is ``[batch, 1, query, pos]``, and ``[batch, head, query, pos]`` at layers with a rule for single heads.
+
     Args:
         unrolled: everything so far, the queries' own columns included.
         rules: what is hidden from whom.
@@ -78,7 +84,7 @@ def masks(
     for layer in range(n_layers):
         key = tuple(i for i, (rule, _) in enumerate(hidden) if rule.applies(layer))
         if key not in made:
-            made[key] = keep_self(_without(base, [hidden[i][1] for i in key]))[:, None]
+            made[key] = _without(base, [hidden[i] for i in key])
         out.append(made[key])
     return out
 
@@ -90,22 +96,26 @@ def causal(valid: Bool[Tensor, "batch pos"], n_queries: int) -> Bool[Tensor, "ba
     return (columns[None, :] <= columns[-n_queries:, None]) & valid[:, None, :]
 
 
-def keep_self(mask: Bool[Tensor, "batch query pos"]) -> Bool[Tensor, "batch query pos"]:
+def keep_self(mask: Bool[Tensor, "*batch query pos"]) -> Bool[Tensor, "*batch query pos"]:
     """Every query sees at least itself, so that padding rows do not divide by zero."""
     queries, width = mask.shape[-2:]
     columns = torch.arange(width, device=mask.device)
     return mask | (columns[None, :] == columns[width - queries :, None])
 
 
-def additive(mask: Bool[Tensor, "batch 1 query pos"], dtype: torch.dtype) -> Tensor:
+def additive(mask: Bool[Tensor, "batch head query pos"], dtype: torch.dtype) -> Tensor:
     """The mask as numbers to add to attention scores: 0 where allowed, the dtype's lowest where not."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def pick_layer_mask(layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A forward pre-hook of decoder layer `layer`: replaces a `LayerMasks` by the layer's own mask."""
-    if isinstance(kwargs.get("attention_mask"), LayerMasks):
-        kwargs["attention_mask"] = kwargs["attention_mask"][layer]
+    """A forward pre-hook of decoder layer `layer`: its own mask out of ``layer_masks``, in place of any other.
+
+    The masks come as a keyword of their own because decoders hand unknown keywords on to every layer, while each treats
+    ``attention_mask`` in its own way.
+    """
+    if "layer_masks" in kwargs:
+        kwargs["attention_mask"] = kwargs.pop("layer_masks")[layer]
     return args, kwargs
 
 
@@ -114,7 +124,12 @@ def _hidden(rule: Rule, unrolled: Unrolled, n_queries: int) -> Bool[Tensor, "bat
     return query[:, :, None] & rule.key.mask(unrolled)[:, None, :]
 
 
-def _without(base: Tensor, hidden: list[Tensor]) -> Tensor:
-    for one in hidden:
-        base = base & ~one
-    return base
+def _without(
+    base: Bool[Tensor, "batch query pos"], hidden: Sequence[tuple[Rule, Bool[Tensor, "batch query pos"]]]
+) -> Bool[Tensor, "batch head query pos"]:
+    """The mask of a layer: what no rule hides, and every query itself."""
+    mask = base[:, None]
+    for rule, pairs in hidden:
+        chosen = torch.tensor([True] if rule.heads is None else rule.heads, device=base.device)
+        mask = mask & ~(pairs[:, None] & chosen[:, None, None])
+    return keep_self(mask)

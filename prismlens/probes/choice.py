@@ -8,36 +8,47 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Float, Int
 
-from prismlens.probes.held_out import held_out_logprobs, true_logprobs
+from prismlens.probes.held_out import Split
+from prismlens.probes.multinomial import ROUGH
 
 LOWEST = np.log(1e-9)
 """Floor of a log-probability in the choice of C, so that one class that a training set lacks does not decide alone."""
 
 
 def chosen_strengths(
-    features: Sequence[Float[np.ndarray, "item _"]],
+    x: Float[np.ndarray, "item d"],
     codes: Int[np.ndarray, "problem item"],
     folds: Int[np.ndarray, " item"],
     strengths: Sequence[float],
     n_classes: int,
-) -> Float[np.ndarray, "fold cell problem"]:
-    """C for the probe that will be asked about each fold: the one with the highest log-probability on the others.
+) -> Float[np.ndarray, "fold problem"]:
+    """C for the probe that will be asked about each fold, climbed to while held-out log-probability rises.
+
+    From the smallest C upwards, each training set stops at the last one before the log-probability of its inner folds
+    falls or stays. The likelihood has one peak in C as a rule; where it has two, the first is taken, for shuffled
+    labels as for true ones. It saves the weakly penalised fits, which are the slow ones, wherever there is nothing to
+    be read.
 
     The inner folds are the remaining outer ones, so grouping and stratification hold inside as well, and a fit without
-    the folds i and j serves both: judged on j it speaks for the training set of i, judged on i for that of j. Of equals
-    the smallest C.
+    the folds i and j serves both: judged on j it speaks for the training set of i, judged on i for that of j.
     """
-    n_folds, cells, problems, grid = int(folds.max()) + 1, len(features), len(codes), len(strengths)
-    if grid == 1:
-        return np.full((n_folds, cells, problems), float(strengths[0]))
-    scores = np.zeros((n_folds, grid, cells, problems))
-    every = np.repeat(codes, grid, axis=0)
-    asked = np.tile(np.asarray(strengths, dtype=np.float64), (cells, problems))
-    for i, j in combinations(range(n_folds), 2):
-        test = (folds == i) | (folds == j)
-        logprobs = held_out_logprobs(features, ~test, test, every, asked, n_classes)
-        own = np.maximum(true_logprobs(logprobs, every[:, test]), LOWEST).reshape(cells, problems, grid, -1)
-        for held, judged in ((i, j), (j, i)):
-            total = own[..., folds[test] == judged].sum(-1)
-            scores[held] += total.transpose(2, 0, 1)
-    return np.asarray(strengths, dtype=np.float64)[scores.argmax(1)]
+    n_folds = int(folds.max()) + 1
+    chosen = np.full((n_folds, len(codes)), float(strengths[0]))
+    if len(strengths) == 1:
+        return chosen
+    pairs = {pair: np.isin(folds, pair) for pair in combinations(range(n_folds), 2)}
+    splits = {pair: Split.of(x, ~test, test) for pair, test in pairs.items()}
+    best, rising = np.full(chosen.shape, -np.inf), np.ones(chosen.shape, dtype=bool)
+    for strength in strengths:
+        scores = np.zeros(chosen.shape)
+        for (i, j), split in splits.items():
+            asked = np.flatnonzero(rising[i] | rising[j])
+            if not len(asked):
+                continue
+            given = split.true_logprobs(codes[asked], np.full(len(asked), float(strength)), n_classes, ROUGH)
+            given = np.maximum(given, LOWEST)
+            for held, judged in ((i, j), (j, i)):
+                scores[held, asked] += given[:, folds[split.test] == judged].sum(1)
+        rising &= scores > best
+        best, chosen = np.where(rising, scores, best), np.where(rising, strength, chosen)
+    return chosen

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from prismlens.errors import SettingError
-from prismlens.probes.held_out import held_out_logprobs, true_logprobs
+from prismlens.probes.held_out import Split
 
 PORTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 """Ends of the portions, as shares of the items."""
@@ -34,42 +34,6 @@ class Description:
         return self.uniform / self.nats
 
 
-def description_lengths(
-    features: Sequence[Float[np.ndarray, "item _"]],
-    codes: Int[np.ndarray, " item"],
-    groups: Int[np.ndarray, " item"],
-    strengths: Sequence[float],
-    *,
-    seed: int,
-) -> list[Description]:
-    """The online code of the same labels in several cells.
-
-    Groups come in random order, and the items in portions of whole groups that double in size. The first portion is
-    sent uniformly; each further one by a probe fitted on all before, mixed with the uniform distribution at the weight
-    ``1 / (1 + items so far)``, so that a class not seen yet costs a finite length. Of several C each portion uses the
-    one that would have been shortest so far, which the receiver knows too; the first uses the smallest.
-    """
-    n, n_classes, grid = len(codes), int(codes.max()) + 1, len(strengths)
-    rank = np.random.default_rng(seed).permutation(int(groups.max()) + 1)[groups]
-    order = np.argsort(rank, kind="stable")
-    ends = [end for end in _portion_ends(groups[order]) if end]
-    lengths = np.full((len(features), grid), float(ends[0] * np.log(n_classes)))  # each C's own code, for the choice
-    sent = lengths[:, 0].copy()
-    asked = np.tile(np.asarray(strengths, dtype=np.float64), (len(features), 1))
-    every = np.repeat(codes[None], grid, axis=0)
-    for start, end in pairwise(ends):
-        train, test = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
-        train[order[:start]] = True
-        test[order[start:end]] = True
-        logprobs = held_out_logprobs(features, train, test, every, asked, n_classes)
-        chances = np.exp(true_logprobs(logprobs, every[:, test]))
-        unseen = 1 / (1 + start)
-        portion = -np.log((1 - unseen) * chances + unseen / n_classes).sum(-1)
-        sent += portion[np.arange(len(features)), lengths.argmin(1)]
-        lengths += portion
-    return [Description(float(nats), float(n * np.log(n_classes))) for nats in sent]
-
-
 def description_length(
     x: Float[np.ndarray, "item d"],
     codes: Int[np.ndarray, " item"],
@@ -78,7 +42,12 @@ def description_length(
     strengths: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1),
     seed: int = 0,
 ) -> Description:
-    """The online code of one place's labels; see `description_lengths`.
+    """The online code of one place's labels.
+
+    Groups come in random order, and the items in portions of whole groups that double in size. The first portion is
+    sent uniformly; each further one by a probe fitted on all before, mixed with the uniform distribution at the weight
+    ``1 / (1 + items so far)``, so that a class not seen yet costs a finite length. Of several C each portion uses the
+    one that would have been shortest so far, which the receiver knows too; the first uses the smallest.
 
     Args:
         x: features.
@@ -92,8 +61,24 @@ def description_length(
     """
     if len(codes) < 2 or codes.max() < 1:
         raise SettingError(f"{len(codes)} items", needed="at least 2 items and 2 classes")
-    alone = np.arange(len(codes)) if groups is None else groups
-    return description_lengths([x], codes, alone, strengths, seed=seed)[0]
+    together = np.arange(len(codes)) if groups is None else groups
+    n, n_classes, grid = len(codes), int(codes.max()) + 1, np.asarray(strengths, dtype=np.float64)
+    rank = np.random.default_rng(seed).permutation(int(together.max()) + 1)[together]
+    order = np.argsort(rank, kind="stable")
+    ends = [end for end in _portion_ends(together[order]) if end]
+    lengths = np.full(len(grid), ends[0] * np.log(n_classes))  # each C's own code, for the choice
+    sent = float(lengths[0])
+    for start, end in pairwise(ends):
+        train, test = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+        train[order[:start]] = True
+        test[order[start:end]] = True
+        every = np.repeat(codes[None], len(grid), axis=0)
+        chances = np.exp(Split.of(x, train, test).true_logprobs(every, grid, n_classes))
+        unseen = 1 / (1 + start)
+        portion = -np.log((1 - unseen) * chances + unseen / n_classes).sum(1)
+        sent += float(portion[lengths.argmin()])
+        lengths += portion
+    return Description(sent, float(n * np.log(n_classes)))
 
 
 def _portion_ends(groups: Int[np.ndarray, " item"]) -> list[int]:

@@ -32,5 +32,5 @@ class LogisticProbe(LinearProbe):
     def _fit_span(self, where: Span, codes: np.ndarray, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
         if not 0 < self.C < np.inf:
             raise SettingError(f"C = {self.C!r}", needed="a positive number")
-        solution = fit_multinomial(where.rows[None], codes[None], np.array([[float(self.C)]]), n_classes)
-        return solution.weights[0, :, 0], solution.intercepts[0, 0]
+        solution = fit_multinomial(where.rows, codes[None], np.array([float(self.C)]), n_classes)
+        return solution.weights[0], solution.intercepts[0]

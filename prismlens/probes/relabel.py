@@ -7,6 +7,8 @@ from collections import defaultdict
 import numpy as np
 from jaxtyping import Int
 
+from prismlens.errors import SettingError
+
 
 def shuffled_labels(
     codes: Int[np.ndarray, " item"],
@@ -21,6 +23,9 @@ def shuffled_labels(
     folds were stratified by the true labels and have to be as well stratified by the shuffled ones, else the true ones
     win by that alone; whole groups, because the labels of one scene may depend on each other. Where each item is its
     own group this is a plain shuffle inside each fold.
+
+    Raises:
+        SettingError: no two groups of a fold have the same size and different labels, so that nothing can change.
     """
     members: dict[int, list[int]] = defaultdict(list)
     for place, group in enumerate(groups.tolist()):
@@ -33,6 +38,13 @@ def shuffled_labels(
             by_fold[int(folds[place])].append(place)
         for fold, part in by_fold.items():
             blocks[fold, len(part)].append(part)
+    if n and not any(len({tuple(codes[part]) for part in parts}) > 1 for parts in blocks.values()):
+        raise SettingError(
+            f"{len(members)} groups, of which no two of the same size and with different labels lie in one fold",
+            needed="labels that can be exchanged, for a permutation p",
+            cause="groups are few, or each has a size of its own",
+            fix="add groups, or pass n_permutations=0 and judge by selectivity and intervals",
+        )
     out = np.repeat(codes[None], n, axis=0)
     for parts in blocks.values():
         table = np.array(parts)

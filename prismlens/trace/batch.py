@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,15 +11,20 @@ from nnsight import NNsight
 from torch import Tensor
 
 from prismlens.errors import PrismlensError
+from prismlens.interventions import Structural
 from prismlens.models.answers import answer_start, chosen_letter, letter_ids
 from prismlens.models.held import block_lengths
+from prismlens.models.hooked_attention import attention_hooked
+from prismlens.models.latent import LatentModel, StepOutput
 from prismlens.models.loop import Forward, LoopSettings, plain_forward, replay_inputs, unroll
-from prismlens.models.lvr import LVRForConditionalGeneration, StepOutput
 from prismlens.models.processor import LVRProcessor, Prompt
 from prismlens.positions import Positions, Role, resolve
-from prismlens.sites import site
+from prismlens.sites import Site, expand, site
+from prismlens.trace.acts import Act
 from prismlens.trace.editing import BatchEdits
-from prismlens.trace.forward import Read, traced_step
+from prismlens.trace.forward import Pixels, Read, Traced, traced_step
+from prismlens.trace.gradients import Metric, gradients
+from prismlens.trace.hooks import BatchHooks
 from prismlens.trace.run import Run
 from prismlens.unrolled import Segment, Unrolled
 
@@ -31,50 +36,146 @@ REPLAY_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e
 class Engine:
     """What runs forwards: the model, its nnsight wrapper, and its processor."""
 
-    hf: LVRForConditionalGeneration
+    hf: LatentModel
     wrapper: NNsight
     processor: LVRProcessor
 
+    def site(self, name: str) -> Site:
+        """The site of that name in this model."""
+        return site(name, self.hf.n_layers, n_vision_layers=self.hf.n_vision_layers)
+
+    def entry(self, layer: int) -> Site:
+        """What a block reads; after the last one, what the final norm reads."""
+        if layer < self.hf.n_layers:
+            return self.site(f"blocks.{layer}.hook_resid_pre")
+        return Site("ln_final", "model.language_model.norm", "input", (10**6, -1))
+
+    def pixels(self, prompt: Prompt) -> Pixels:
+        """The images of a prompt and their grids, on the model's device."""
+        return prompt.pixel_values.to(self.hf.device), prompt.image_grid_thw.to(self.hf.device)
+
 
 @torch.no_grad()
-def run_batch(engine: Engine, prompt: Prompt, settings: LoopSettings, edits: BatchEdits, held: Unrolled | None) -> Run:
-    """Decode one batch under edits; `held` is the clean run of the same items, where its latents are to be fed."""
+def run_batch(
+    engine: Engine,
+    prompt: Prompt,
+    settings: LoopSettings,
+    edits: BatchEdits,
+    held: Unrolled | None,
+    *,
+    hooks: BatchHooks | None = None,
+    watch: Callable[[StepOutput], None] | None = None,
+) -> Run:
+    """Decode one batch under edits.
+
+    Args:
+        engine: what runs.
+        prompt: of the items.
+        settings: of the loop.
+        edits: of the batch; at one site they act before hooks.
+        held: the clean run of the same items, where its latents are to be fed.
+        hooks: functions to call in every forward.
+        watch: is shown the output of every forward.
+    """
+    hooks = hooks or BatchHooks(())
     letters = max((len(item.letters) for item in prompt.items), default=0)
     spelled = letter_ids(engine.processor, "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:letters])
     scores: list[Tensor] = []
 
     def recording(unrolled: Unrolled, n_queries: int, **inputs: object) -> StepOutput:
         output = inner(unrolled, n_queries, **inputs)
-        scores.append(_letter_logprobs(output.logits[:, -1], spelled))
+        scores.append(letter_logprobs(output.logits[:, -1], spelled))
+        if watch is not None:
+            watch(output)
         return output
 
-    inner = _editing_forward(engine, edits)
+    def planned(unrolled: Unrolled, n_queries: int) -> list[Act]:
+        return [*edits.writes(unrolled, n_queries), *hooks.calls(unrolled, n_queries)]
+
+    inner = editing_forward(engine, planned, engine.pixels(prompt))
     latents, blocks = (None, None) if held is None else (held.latents, block_lengths(held))
-    run = unroll(engine.hf, prompt, settings, forward=recording, held=latents, held_blocks=blocks, rules=edits.rules())
-    finished = _finished(engine.processor, run, torch.stack(scores, 1), settings.latent_steps)
-    edits.audit(finished.unrolled, run.n_prompt + len(scores) - 1)
+    eager = any(site.eager for site in (*changed_sites(edits), *hooks.sites()))
+    with attention_hooked(engine.hf.decoder, eager):
+        run = unroll(
+            engine.hf, prompt, settings, forward=recording, held=latents, held_blocks=blocks, rules=edits.rules()
+        )
+    finished = finished_run(engine.processor, run, torch.stack(scores, 1), settings.latent_steps)
+    n_run = run.n_prompt + len(scores) - 1
+    edits.audit(finished.unrolled, n_run)
+    hooks.audit(finished.unrolled, n_run)
     return finished
 
 
 @torch.no_grad()
 def replay_batch(
-    engine: Engine, run: Unrolled, edits: BatchEdits, names: Sequence[str], positions: Role | None
+    engine: Engine,
+    run: Unrolled,
+    edits: BatchEdits,
+    names: Sequence[str],
+    positions: Role | Positions | None,
+    *,
+    hooks: BatchHooks | None = None,
+    metric: Metric | None = None,
+    stop_at_layer: int | None = None,
+    check: bool = True,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """One forward over finished sequences; the values of the named sites and the logits at the positions, flat."""
-    where = every_position(run) if positions is None else resolve(positions, run)
+    """One forward over finished sequences; the values of the named sites and the logits at the positions, flat.
+
+    Args:
+        engine: what runs.
+        run: the sequences.
+        edits: as when they were run; at one site they act before hooks.
+        names: of sites to keep.
+        positions: where, every position by default.
+        hooks: functions to call.
+        metric: see `Metric`; its gradient at each of the sites is kept as ``name + "_grad"``.
+        stop_at_layer: nothing from this block on is computed; there are no logits then.
+        check: compare the replay's latents with those of a free run.
+    """
+    hooks = hooks or BatchHooks(())
+    where = selected(positions, run)
     mask = torch.zeros_like(run.valid)
     mask[where.rows, where.columns] = True
-    prompt = engine.processor(run.items)
-    features = engine.hf.image_features(
-        prompt.pixel_values.to(engine.hf.device), prompt.image_grid_thw.to(engine.hf.device)
-    )
+    reads = [Read(engine.site(name), mask, metric is not None) for name in names]
+    pixels = engine.pixels(engine.processor(run.items))
+    inside = any(site.vision for site in (*(read.site for read in reads), *hooks.sites()))
+    vision = {"image_features": None} if inside else engine.hf.vision_inputs(*pixels)
     # Logits only where they are wanted: a real vocabulary at every position would not fit into memory.
-    inputs = replay_inputs(engine.hf, run, edits.rules()) | {"image_features": features, "keep": slice(0)}
-    reads = [Read(site(name, engine.hf.n_layers), mask) for name in names]
-    traced = traced_step(engine.wrapper, inputs, edits.writes(run, run.shape[1]), reads)
-    if all(edit.mode == "free" for edit in edits.edits):
-        _check_replay(run, traced.output.latent)
-    return traced.values, engine.hf.lm_head(traced.output.hidden[mask])
+    inputs = replay_inputs(engine.hf, run, edits.rules()) | vision | {"keep": slice(0)}
+    with torch.set_grad_enabled(metric is not None):
+        traced = traced_step(
+            engine.wrapper,
+            inputs,
+            [*edits.writes(run, run.shape[1]), *hooks.calls(run, run.shape[1])],
+            reads,
+            backwards=[] if metric is None else hooks.backwards(run),
+            pixels=pixels if inside else None,
+            stop_at=None if stop_at_layer is None else engine.entry(stop_at_layer),
+        )
+        logits = _logits(engine, traced, mask)
+        if metric is not None:
+            traced.values.update(gradients(metric, logits, where, traced, reads, inputs["latent_index"]))
+    if stop_at_layer is None:
+        hooks.audit(run, run.shape[1], replayed=True)
+        if check and all(edit.mode == "free" for edit in edits.edits):
+            check_replay(run, traced.output.latent)
+    return traced.values, logits.detach()
+
+
+def selected(positions: Role | Positions | None, run: Unrolled) -> Positions:
+    """The positions that a role names, or every one that is not padding."""
+    if isinstance(positions, Positions):
+        return positions
+    return every_position(run) if positions is None else resolve(positions, run)
+
+
+def _logits(engine: Engine, traced: Traced, mask: Tensor) -> Float[Tensor, "n d_vocab"]:
+    """Logits at the selected positions; without a column where the forward was stopped."""
+    if traced.output.logits.shape[1]:
+        return traced.output.logits[mask]
+    if not traced.output.hidden.shape[1]:
+        return traced.output.logits.new_zeros(int(mask.sum()), 0)
+    return engine.hf.lm_head(traced.output.hidden[mask])
 
 
 def every_position(run: Unrolled) -> Positions:
@@ -83,20 +184,35 @@ def every_position(run: Unrolled) -> Positions:
     return Positions(rows, columns)
 
 
-def _editing_forward(engine: Engine, edits: BatchEdits) -> Forward:
-    """The plain forward where there is nothing to write, else one trace a forward."""
+def editing_forward(
+    engine: Engine, planned: Callable[[Unrolled, int], Sequence[Act]], pixels: Pixels | None = None
+) -> Forward:
+    """The plain forward where there is nothing to do, else one trace a forward.
+
+    Args:
+        engine: what runs.
+        planned: what to do in a forward over the last columns of a sequence.
+        pixels: of the prompts, where something may be done in the vision tower.
+    """
     plain = plain_forward(engine.hf)
 
     def forward(unrolled: Unrolled, n_queries: int, **inputs: object) -> StepOutput:
-        writes = edits.writes(unrolled, n_queries)
-        if not writes:
+        acts = planned(unrolled, n_queries)
+        if not acts:
             return plain(unrolled, n_queries, **inputs)
-        return traced_step(engine.wrapper, inputs, writes, []).output
+        inside = any(act.site.vision for act in acts)
+        return traced_step(engine.wrapper, inputs, acts, [], pixels=pixels if inside else None).output
 
     return forward
 
 
-def _letter_logprobs(
+def changed_sites(edits: BatchEdits) -> list[Site]:
+    """The sites that edits change."""
+    changing = [edit for edit in edits.edits if not isinstance(edit.op, Structural)]
+    return [site for edit in changing for site in expand(edit.site, edits.n_layers)]
+
+
+def letter_logprobs(
     logits: Float[Tensor, "batch vocab"], spelled: list[tuple[int, ...]]
 ) -> Float[Tensor, "batch option"]:
     """Log-probability of each letter, over all its one-token spellings."""
@@ -105,7 +221,7 @@ def _letter_logprobs(
     return torch.stack(columns, 1) if columns else logprobs[:, :0]
 
 
-def _finished(
+def finished_run(
     processor: LVRProcessor, run: Unrolled, scores: Float[Tensor, "batch forward option"], latent_steps: int
 ) -> Run:
     """Find where each answer starts, read the choices, and keep the options' log-probabilities there."""
@@ -126,7 +242,7 @@ def _finished(
     return Run(finished, tuple(texts), tuple(choices), options, latent_steps)
 
 
-def _check_replay(run: Unrolled, latent: Float[Tensor, "batch pos d"]) -> None:
+def check_replay(run: Unrolled, latent: Float[Tensor, "batch pos d"]) -> None:
     """What the positions before the latents give back must be the latents that the free run recorded, under edits too.
 
     Held runs record the clean run's latents and are not compared.

@@ -6,20 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from prismlens.errors import EditError
-from prismlens.interventions import Context, Cut, DeleteKV, Edit, Structural
+from prismlens.interventions import Cut, DeleteKV, Edit, Patch, Skip, Structural
 from prismlens.models.visibility import Rule
 from prismlens.positions import latent, prompt, resolve
+from prismlens.positions.places import OUTSIDE
 from prismlens.sites import LATENT, Site, expand
 from prismlens.trace.forward import Write
-from prismlens.trace.reference import Reference
+from prismlens.trace.known import Known
+from prismlens.trace.skipping import refuse_unopened
 from prismlens.unrolled import Segment, Unrolled
-
-References = Mapping[tuple[Edit, str], Reference]
-"""Clean values by edit and site name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,29 +42,36 @@ class BatchEdits:
     Args:
         edits: in the order in which they apply.
         n_layers: of the model.
-        references: clean values for the edits that need them.
-        donors: item id -> donor id, by edit.
-        targets: item id -> the image features that its latents stand for, where an edit needs them.
+        n_heads: query heads of each layer.
+        known: what was measured and looked up for them.
+        opens: ids that open a stage of latents.
     """
 
     edits: Sequence[Edit]
     n_layers: int
-    references: References = field(default_factory=dict)
-    donors: Mapping[Edit, Mapping[str, str]] = field(default_factory=dict)
-    targets: Mapping[str, Float[Tensor, "step d_model"]] = field(default_factory=dict)
+    n_heads: int = 1
+    known: Known = field(default_factory=Known)
+    opens: tuple[int, ...] = ()
     touched: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     hidden: dict[int, list[Hidden]] = field(default_factory=dict)
 
+    @property
+    def donors(self) -> Mapping[Edit, Mapping[str, str]]:
+        """Item id -> donor id, by edit that swaps."""
+        return self.known.donors
+
     def rules(self) -> tuple[Rule, ...]:
-        """The structural edits as visibility rules."""
-        return tuple(_rule(edit) for edit in self.edits if isinstance(edit.op, Structural))
+        """The structural edits that hide positions, as visibility rules."""
+        return tuple(self._rule(edit) for edit in self.edits if isinstance(edit.op, Cut | DeleteKV))
 
     def writes(self, run: Unrolled, n_queries: int) -> list[Write]:
         """What to change in a forward over the last `n_queries` columns."""
         out = []
         for number, edit in enumerate(self.edits):
+            if isinstance(edit.op, Skip):
+                continue
             if isinstance(edit.op, Structural):
-                rule = _rule(edit)
+                rule = self._rule(edit)
                 seen = Hidden(rule.query.mask(run)[:, -n_queries:], rule.key.mask(run))
                 self.hidden.setdefault(number, []).append(seen)
                 continue
@@ -85,7 +91,10 @@ class BatchEdits:
             run: the finished sequences.
             n_run: how many columns were actually run (a closing end token is not).
         """
+        refuse_unopened(self.edits, self.opens, run)
         for number, edit in enumerate(self.edits):
+            if isinstance(edit.op, Skip):
+                continue
             if isinstance(edit.op, Structural):
                 self._audit_hidden(number, edit, run)
                 continue
@@ -96,10 +105,11 @@ class BatchEdits:
                 if not torch.equal(done, wanted):
                     raise _missed(edit, site, run, wanted & ~done, done & ~wanted)
             _refuse_idle(edit, run)
+            _refuse_unmatched(edit, run, [site.name for site in expand(edit.site, self.n_layers)])
 
     def _audit_hidden(self, number: int, edit: Edit, run: Unrolled) -> None:
         """Raise where a structural edit hid other positions than its roles name, or none at all in some item."""
-        rule = _rule(edit)
+        rule = self._rule(edit)
         for role in (rule.query, rule.key):
             resolve(role, run)
         query, key = rule.query.mask(run), rule.key.mask(run)
@@ -132,64 +142,22 @@ class BatchEdits:
         n_queries = now.shape[1]
         rows, columns = now.nonzero(as_tuple=True)
         columns = columns + run.shape[1] - n_queries
-        context = self._context(edit, site, run, rows, columns, mask.long().cumsum(1) - 1)
+        context = self.known.context(edit, site.name, run, rows, columns, mask)
 
         def change(values: Tensor, selected: Bool[Tensor, "batch query"]) -> Tensor:
             return edit.op(values, context)  # type: ignore[operator]
 
         return Write(site, now, change)
 
-    def _context(
-        self,
-        edit: Edit,
-        site: Site,
-        run: Unrolled,
-        rows: Int[Tensor, " n"],
-        columns: Int[Tensor, " n"],
-        ordinals: Tensor,
-    ) -> Context:
-        """What the operation may know about the selected positions, in their order."""
-        ids = tuple(run.items[row].id for row in rows.tolist())
-        reference = self.references.get((edit, site.name))
-        donors = None
-        if reference is not None and edit in self.donors:
-            which = ordinals[rows, columns].tolist()
-            chosen = self.donors[edit]
-            donors = torch.stack([reference.donor(i, chosen[i], k) for i, k in zip(ids, which, strict=True)])
-        steps = run.steps[rows, columns]
-        targets = self._targets(edit, ids, steps.tolist()) if "targets" in edit.op.needs else None
-        return Context(
-            item_ids=ids,
-            steps=steps,
-            targets=targets,
-            std=None if reference is None else reference.std,
-            mean=None if reference is None else reference.mean,
-            donors=donors,
-            seed=edit.seed,
-            site=site.name,
-            offsets=(run.valid.long().cumsum(1) - 1)[rows, columns],
-        )
-
-    def _targets(self, edit: Edit, ids: Sequence[str], steps: Sequence[int]) -> Float[Tensor, "n d_model"]:
-        """The target of each selected latent."""
-        beyond = sorted({i for i, k in zip(ids, steps, strict=True) if not 0 <= k < len(self.targets[i])})
-        if beyond:
-            raise EditError(
-                f"{edit} has no target for some positions of {len(beyond)} items: {', '.join(beyond[:5])}",
-                needed="latents of one block, within its budget",
-                cause="the role names other positions too, or the model entered a second block",
-                fix=f"choose latent, or latent[:{len(next(iter(self.targets.values())))}]",
-            )
-        return torch.stack([self.targets[i][k] for i, k in zip(ids, steps, strict=True)])
-
-
-def _rule(edit: Edit) -> Rule:
-    """The visibility rule of a structural edit."""
-    if isinstance(edit.op, Cut):
-        return Rule(edit.op.by, edit.op.to, edit.op.layers)
-    assert isinstance(edit.op, DeleteKV)
-    # Markers and free tokens between two stages come after latents too, and could pass on what they read there.
-    return Rule(~(prompt | latent), edit.positions)
+    def _rule(self, edit: Edit) -> Rule:
+        """The visibility rule of a structural edit."""
+        if isinstance(edit.op, Cut):
+            chosen = edit.op.heads
+            heads = None if chosen is None else tuple(head in chosen for head in range(self.n_heads))
+            return Rule(edit.op.by, edit.op.to, edit.op.layers, heads)
+        assert isinstance(edit.op, DeleteKV)
+        # Markers and free tokens between two stages come after latents too, and could pass on what they read there.
+        return Rule(~(prompt | latent), edit.positions)
 
 
 def _widen(mask: Tensor | None, like: Tensor) -> Tensor:
@@ -214,6 +182,27 @@ def _refuse_idle(edit: Edit, run: Unrolled) -> None:
             cause="the role names the last token of the text, and the model writes nothing from there",
             fix="choose earlier positions, or raise max_new_tokens",
         )
+
+
+def _refuse_unmatched(edit: Edit, run: Unrolled, sites: Sequence[str]) -> None:
+    """Raise EditError where a source was read at more positions of an item than the edit's role names there.
+
+    Outside latents places are matched by their order, and there the orders would not be the same.
+    """
+    if not isinstance(edit.op, Patch):
+        return
+    counts = (edit.positions.mask(run) & (run.steps < 0)).sum(1).tolist()
+    for site in sites:
+        rows = edit.op.source.at(site).rows
+        held = [sum(place[0] == OUTSIDE for place in rows[item.id]) for item in run.items]
+        wrong = [item.id for item, n, found in zip(run.items, counts, held, strict=True) if n and found != n]
+        if wrong:
+            raise EditError(
+                f"{edit} names other positions than its source holds in {len(wrong)} items: {', '.join(wrong[:5])}",
+                needed="a source that was read at the edit's role",
+                cause="the cache was read at other positions, or at all of them",
+                fix="read it with run_with_cache(items, ..., positions=role) and give the edit the same role",
+            )
 
 
 def _missed(edit: Edit, site: Site, run: Unrolled, missed: Tensor, extra: Tensor) -> EditError:

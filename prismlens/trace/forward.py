@@ -4,141 +4,175 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any, cast
 
 import torch
-from jaxtyping import Bool
 from nnsight import NNsight
 from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
 
 from prismlens.errors import EditError
-from prismlens.models.lvr import StepOutput
-from prismlens.sites import LATENT, Site
+from prismlens.models.hooked_attention import attention_hooked
+from prismlens.models.latent import StepOutput
+from prismlens.sites import LOGITS, Site
+from prismlens.trace.acts import Act, Backward, Call, Change, Read, Write, called, in_named_axes, slots, written
+from prismlens.trace.taps import Taps
 
-Change = Callable[[Tensor, Bool[Tensor, "batch query"]], Tensor]
-"""New values of the selected positions: ``(values [n, d], mask of the forward's columns) -> [n, d]``."""
+__all__ = ["Backward", "Call", "Change", "Pixels", "Read", "Traced", "Write", "traced_step"]
 
-
-@dataclass(frozen=True, eq=False)
-class Write:
-    """A change to make at a site, where the mask of this forward's columns is True."""
-
-    site: Site
-    mask: Bool[Tensor, "batch query"]
-    change: Change
-
-
-@dataclass(frozen=True, eq=False)
-class Read:
-    """Values to keep from a site, where the mask of this forward's columns is True."""
-
-    site: Site
-    mask: Bool[Tensor, "batch query"]
-
-
-Visit = tuple[Site, list[Write], Read | None]
-"""A site with what to do there: changes in order, then perhaps a read."""
+Visit = tuple[Site, list[Act], list[Backward], Read | None]
+"""A site with what to do there: changes in order, then what concerns gradients, then perhaps a read."""
+Pixels = tuple[Tensor, Tensor]
+"""Pixel values and grids of all images: with them the vision tower runs inside the trace."""
 
 
 @dataclass(eq=False)
 class Traced:
-    """What one traced forward gave: its output, and the values read, ``[n, d]`` by site name."""
+    """What one traced forward gave.
+
+    Args:
+        output: of the forward; all of its fields are empty where the forward was stopped.
+        values: ``[n, ...]`` by site name.
+        roots: by site name the whole value that the output was computed from, where a gradient was asked for.
+    """
 
     output: StepOutput
     values: dict[str, Tensor] = field(default_factory=dict)
+    roots: dict[str, Tensor] = field(default_factory=dict)
 
 
-def traced_step(wrapper: NNsight, inputs: Mapping[str, Any], writes: Sequence[Write], reads: Sequence[Read]) -> Traced:
+def traced_step(
+    wrapper: NNsight,
+    inputs: Mapping[str, Any],
+    writes: Sequence[Act],
+    reads: Sequence[Read],
+    *,
+    backwards: Sequence[Backward] = (),
+    pixels: Pixels | None = None,
+    stop_at: Site | None = None,
+) -> Traced:
     """Run ``model.step(**inputs)`` once inside one trace.
 
     A trace spans exactly one forward, so a site is reached exactly once and no access can bind to another step.
-    Sites are visited in forward order; at one site all writes come, in the given order, before the read.
+    Sites are visited in forward order; at one site all changes come, in the given order, before the read.
+
+    Args:
+        wrapper: of the model.
+        inputs: of `step`. Logits are computed at every column where a site is the logits.
+        writes: changes, and functions to call.
+        reads: what to keep.
+        backwards: functions for gradients.
+        pixels: run the vision tower on these inside the trace, in place of ``inputs["image_features"]``.
+        stop_at: the forward ends where it reaches this input.
 
     Raises:
         EditError: a change returned another shape or dtype, or a site was not reached.
     """
-    plan = _plan(writes, reads)
-    values: dict[str, Tensor] = {}
+    plan = _plan(writes, reads, backwards)
+    if any(site.name == LOGITS for site, *_ in plan):
+        inputs = {**inputs, "keep": slice(None)}
+    traced = Traced(_nothing(wrapper, inputs))
     fired: list[str] = []
     cause: Exception | None = None
-    output: StepOutput | None = None
+    finished = False
+    eager = any(site.eager for site, *_ in plan)
+    root: Any = wrapper._module
     try:
-        output = _in_one_trace(wrapper, inputs, plan, values, fired)
+        with attention_hooked(root.decoder, eager):
+            finished = _in_one_trace(wrapper, inputs, plan, traced, fired, pixels, stop_at)
     except OutOfOrderError as error:
         cause = error
-    missed = [site.name for site, _, _ in plan if site.name not in fired]
-    if missed or output is None:
+    missed = [site.name for site, *_ in plan if site.name not in fired]
+    if missed or not finished:
         raise EditError(
             f"{missed[0] if missed else 'the output'} did not fire in a forward over {tuple(_shape(inputs))} columns",
             needed="every site that was asked for to be reached, in forward order",
             cause="the forward has no latent columns, or the model does not use that module",
         ) from cause
-    return Traced(output, values)
+    return traced
 
 
 def _in_one_trace(
-    wrapper: NNsight, inputs: Mapping[str, Any], plan: Sequence[Visit], values: dict[str, Tensor], fired: list[str]
-) -> StepOutput:
-    """The traced forward itself: fills in the values read and the names of the sites reached."""
+    wrapper: NNsight,
+    inputs: Mapping[str, Any],
+    plan: Sequence[Visit],
+    traced: Traced,
+    fired: list[str],
+    pixels: Pixels | None,
+    stop_at: Site | None,
+) -> bool:
+    """The forward itself: fills in what it gave and the names of the sites reached; whether it came to its end."""
     index = inputs.get("latent_index")
-    with wrapper.trace(fn="step", **inputs) as opened:
-        for site, site_writes, read in plan:
-            module = attrgetter(site.path)(wrapper)
-            value = module.output if site.end == "output" else module.input
-            fired.append(site.name)
-            for write in site_writes:
-                value = _changed(value, write, index)
-            if site_writes and site.end == "output":
-                module.output = value
-            if site_writes and site.end == "input":
-                module.input = value
-            if read is not None:
-                values[site.name] = value[_slots(site, read.mask, value, index)]
-        output = cast(Any, opened).result.save()
-    return output
+    taps = Taps(wrapper, None if pixels is None else pixels[1])
+    ended = []
+    with wrapper.trace(
+        fn="step" if pixels is None else seeing(wrapper, pixels), **_without_features(inputs, pixels)
+    ) as opened:
+        for visit in plan:
+            _visit(taps, visit, traced, index)
+            fired.append(visit[0].name)
+        if stop_at is not None:
+            taps.value(stop_at)
+            ended.append(True)
+            cast(Any, opened).stop()
+        traced.output = cast(Any, opened).result
+        ended.append(True)
+    return bool(ended)
 
 
-def _plan(writes: Sequence[Write], reads: Sequence[Read]) -> list[Visit]:
-    """Sites in forward order, each with its writes and its read."""
-    sites = {one.site.name: one.site for one in (*writes, *reads)}
+def _visit(taps: Taps, visit: Visit, traced: Traced, index: object) -> None:
+    """Do at one site what is to be done there."""
+    site, acts, backwards, read = visit
+    value = taps.value(site)
+    for act in acts:
+        new = written(value, act, index) if isinstance(act, Write) else called(value, act, index)
+        if new is not None:
+            taps.write(site, value, new)
+            value = new
+    if backwards or (read is not None and read.gradient):
+        value = taps.in_graph(site)
+        for backward in backwards:
+            value.register_hook(in_named_axes(site, backward))
+        traced.roots[site.name] = value
+    if read is not None:
+        kept = value.detach() if read.gradient else value
+        traced.values[site.name] = kept.clone() if site.vision else kept[slots(site, read.mask, value, index)]
+
+
+def seeing(wrapper: NNsight, pixels: Pixels) -> Callable[..., StepOutput]:
+    """The vision tower on these pixels, and then `step`."""
+    model: Any = wrapper._module
+
+    def see_and_step(**inputs: Any) -> StepOutput:
+        return model.step(**model.vision_inputs(*pixels), **inputs)
+
+    return see_and_step
+
+
+def _without_features(inputs: Mapping[str, Any], pixels: Pixels | None) -> dict[str, Any]:
+    return {name: value for name, value in inputs.items() if pixels is None or name != "image_features"}
+
+
+def _plan(writes: Sequence[Act], reads: Sequence[Read], backwards: Sequence[Backward]) -> list[Visit]:
+    """Sites in forward order, each with its changes, functions for gradients, and read."""
+    sites = {one.site.name: one.site for one in (*writes, *reads, *backwards)}
     by_read = {read.site.name: read for read in reads}
     return [
-        (site, [write for write in writes if write.site.name == site.name], by_read.get(site.name))
+        (
+            site,
+            [write for write in writes if write.site.name == site.name],
+            [backward for backward in backwards if backward.site.name == site.name],
+            by_read.get(site.name),
+        )
         for site in sorted(sites.values(), key=lambda site: site.order)
     ]
 
 
-def _changed(value: Tensor, write: Write, index: object) -> Tensor:
-    """`value` with the selected rows replaced.
-
-    The tensor itself is left alone (it may be another layer's output), except at a shared site: there it is the only
-    thing that the module and the layer around it have in common.
-    """
-    at = _slots(write.site, write.mask, value, index)
-    old = value[at]
-    new = write.change(old, write.mask)
-    if not isinstance(new, Tensor) or new.shape != old.shape or new.dtype != old.dtype:
-        given = f"{tuple(new.shape)} {new.dtype}" if isinstance(new, Tensor) else f"a {type(new).__name__}"
-        raise EditError(
-            f"a change at {write.site.name} returned {given}",
-            needed=f"{tuple(old.shape)} {old.dtype}, as it was given",
-        )
-    out = value if write.site.end == "shared" else value.clone()
-    out[at] = new
-    return out
-
-
-def _slots(site: Site, mask: Bool[Tensor, "batch query"], value: Tensor, index: object) -> Bool[Tensor, "batch column"]:
-    """The mask over the value's own second axis: columns everywhere, but latent slots at the latent site."""
-    if site.name != LATENT:
-        return mask
-    assert isinstance(index, Tensor)
-    out = torch.zeros(value.shape[:2], dtype=torch.bool, device=value.device)
-    rows, columns = (mask & (index >= 0)).nonzero(as_tuple=True)
-    out[rows, index[rows, columns]] = True
-    return out
+def _nothing(wrapper: NNsight, inputs: Mapping[str, Any]) -> StepOutput:
+    """An output without columns."""
+    model: Any = wrapper._module
+    hidden = torch.zeros(len(inputs["input_ids"]), 0, model.config.text.hidden_size, dtype=model.dtype)
+    return StepOutput(hidden, hidden[..., :0], hidden)
 
 
 def _shape(inputs: Mapping[str, object]) -> torch.Size:

@@ -9,18 +9,19 @@ import torch
 
 from prismlens.errors import CheckpointError, SettingError
 from prismlens.models.checkpoint import DeviceMap, load_checkpoint, weight_hash
-from prismlens.models.lvr import LVRForConditionalGeneration
+from prismlens.models.latent import LatentModel
 from prismlens.models.processor import LVRProcessor
 from prismlens.trace.model import PrismModel
 
 
 def load(
-    source: str | Path | tuple[LVRForConditionalGeneration, LVRProcessor],
+    source: str | Path | tuple[LatentModel, LVRProcessor],
     *,
     dtype: torch.dtype | str | None = None,
     device: str | torch.device | None = None,
     device_map: DeviceMap | None = None,
     batch_size: int = 50,
+    check: bool = True,
 ) -> PrismModel:
     """Load a model.
 
@@ -32,10 +33,13 @@ def load(
         device_map: spread the model over devices instead: ``"auto"``, or names of modules and their devices. Needs the
             extra ``train`` (accelerate).
         batch_size: items a batch.
+        check: see that the model's sites are where their names say, which takes a few short forwards (on the meta
+            device only modules and their widths are looked at); see `PrismModel.check`.
 
     Raises:
         CheckpointError: see `load_checkpoint`.
         SettingError: settings that contradict each other, or that a model which is passed in cannot follow.
+        WiringError: a site is not where its name says.
     """
     if batch_size < 1:
         raise SettingError(f"batch_size = {batch_size}", needed="at least 1")
@@ -53,14 +57,23 @@ def load(
     else:
         hf, processor = load_checkpoint(source, dtype=torch.float32 if dtype is None else dtype, device_map=device_map)
         name = str(source)
-    if not isinstance(hf, LVRForConditionalGeneration):
+    if not isinstance(hf, LatentModel):
         raise CheckpointError(
-            f"a {type(hf).__name__} was given", needed="an LVRForConditionalGeneration",
+            f"a {type(hf).__name__} was given", needed="a LatentModel, such as LVRForConditionalGeneration",
             fix="save it with save_pretrained and load the folder",
         )  # fmt: skip
     if device is not None:
         _move(hf, device)
-    return PrismModel(hf.eval(), processor, name, revision=weight_hash(hf), batch_size=batch_size)
+    revision = "" if _weightless(hf) else weight_hash(hf)
+    model = PrismModel(hf.eval(), processor, name, revision=revision, batch_size=batch_size)
+    if check:
+        model.check()
+    return model
+
+
+def _weightless(hf: LatentModel) -> bool:
+    """Whether the model was built without weights; one that is offloaded has them elsewhere."""
+    return getattr(hf, "hf_device_map", None) is None and any(value.is_meta for value in hf.parameters())
 
 
 def _refuse_for_given(**settings: object) -> None:
@@ -75,7 +88,7 @@ def _refuse_for_given(**settings: object) -> None:
             )
 
 
-def _move(hf: LVRForConditionalGeneration, device: str | torch.device) -> None:
+def _move(hf: LatentModel, device: str | torch.device) -> None:
     """Move a model that is not spread over devices; accelerate's hooks would move the inputs of one that is."""
     spread = getattr(hf, "hf_device_map", None)
     if spread is not None and len({str(place) for place in spread.values()}) > 1:

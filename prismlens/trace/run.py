@@ -97,13 +97,16 @@ class Run:
 
     def take(self, items: Sequence[Item]) -> Run:
         """The run of some of the items, in the given order."""
-        rows = self.rows_of(items)
+        return self.take_rows(self.rows_of(items))
+
+    def take_rows(self, rows: Sequence[int]) -> Run:
+        """The run of some rows, in the given order."""
         return replace(
             self,
             unrolled=take(self.unrolled, rows),
             text=tuple(self.text[row] for row in rows),
             choice=tuple(self.choice[row] for row in rows),
-            option_logprobs=self.option_logprobs[rows],
+            option_logprobs=self.option_logprobs[list(rows)],
         )
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prismlens.errors import ItemError
-from prismlens.models.lvr import LVRForConditionalGeneration
+from prismlens.models.latent import LatentModel
 from prismlens.models.processor import LVRProcessor
 from prismlens.models.stages import Stage
 from prismlens.positions import enlarged, slot_tokens
@@ -18,7 +18,7 @@ from prismlens.types import Item
 
 @torch.no_grad()
 def latent_targets(
-    hf: LVRForConditionalGeneration, processor: LVRProcessor, items: Sequence[Item], stages: Sequence[Stage]
+    hf: LatentModel, processor: LVRProcessor, items: Sequence[Item], stages: Sequence[Stage]
 ) -> Float[Tensor, "item step d_model"]:
     """Merger outputs of the image tokens that each item's latents stand for (see `slot_tokens`).
 

@@ -7,7 +7,9 @@ from typing import Any, cast
 
 import torch
 
+from prismlens.errors import TrainingError
 from prismlens.models.config import LVRConfig
+from prismlens.models.latent import LatentModel
 from prismlens.models.lvr import LVRForConditionalGeneration
 from prismlens.models.processor import LVRProcessor, token_id
 from prismlens.models.tokens import BLOCK_TOKENS, LATENT_TOKENS
@@ -37,7 +39,7 @@ class Prepared:
 
 
 def prepare(
-    base: LVRForConditionalGeneration,
+    base: LatentModel,
     processor: LVRProcessor,
     variant: Variant,
     *,
@@ -54,8 +56,11 @@ def prepare(
         latent_steps: K, the budget of the latent block.
         protocol: decides latents a stage and whether markers are forced.
         emitted: the model writes the block's start marker itself, instead of finding it at the end of its prompt.
+
+    Raises:
+        TrainingError: a base of another architecture.
     """
-    tokenizer = processor.tokenizer
+    base, tokenizer = _trainable(base), processor.tokenizer
     known: Any = tokenizer.get_vocab()
     added = tuple(token for token in BLOCK_TOKENS.values() if token not in known) if variant.stages else ()
     if added:
@@ -78,6 +83,22 @@ def prepare(
         slotting,
         added,
     )
+
+
+def _trainable(base: LatentModel) -> LVRForConditionalGeneration:
+    """The base itself, where its architecture can be trained.
+
+    Raises:
+        TrainingError: another architecture than Qwen2.5-VL.
+    """
+    if not isinstance(base, LVRForConditionalGeneration):
+        raise TrainingError(
+            f"a base of the class {type(base).__name__}",
+            needed="a Qwen2.5-VL",
+            cause="training keeps the merger's outputs of each image, and another tower may give more than those",
+            fix="train with the architecture's own code; the finished folder can be analysed here",
+        )
+    return base
 
 
 def _config(

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from prismlens.errors import SettingError, TrainingError
 from prismlens.models.checkpoint import load_checkpoint, save_checkpoint, weight_hash
-from prismlens.models.lvr import LVRForConditionalGeneration
+from prismlens.models.latent import LatentModel
 from prismlens.models.processor import LVRProcessor
 from prismlens.models.stages import stage_names
 from prismlens.results import environment_manifest
@@ -38,7 +38,7 @@ from prismlens.training.variants import VARIANTS, Variant
 
 logger = logging.getLogger(__name__)
 
-Base = str | Path | tuple[LVRForConditionalGeneration, LVRProcessor]
+Base = str | Path | tuple[LatentModel, LVRProcessor]
 
 
 @dataclass(frozen=True, eq=False)

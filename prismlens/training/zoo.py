@@ -18,6 +18,7 @@ import torch
 from prismlens.data.shapes import shapes
 from prismlens.errors import SettingError, TrainingError
 from prismlens.models.checkpoint import MANIFEST, load_checkpoint, save_checkpoint
+from prismlens.models.latent import LatentModel
 from prismlens.models.lvr import LVRForConditionalGeneration
 from prismlens.models.processor import LVRProcessor
 from prismlens.stats import cluster_mean_interval
@@ -137,7 +138,7 @@ def _in_process(name: str, recipe: Recipe) -> str:
     return "" if done.returncode == 0 else f"{name}: {done.stderr.strip()[-1500:]}"
 
 
-def _fresh(recipe: Recipe) -> tuple[LVRForConditionalGeneration, LVRProcessor]:
+def _fresh(recipe: Recipe) -> tuple[LatentModel, LVRProcessor]:
     """A new model whose tower has had its lesson, kept on disk so that an interrupted base need not repeat it."""
     folder = recipe.out / ".tower"
     if not folder.exists():

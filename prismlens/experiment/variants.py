@@ -1,0 +1,78 @@
+"""Conditions times seeds: what runs once for every item; knows no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from prismlens.errors import EditError, SettingError
+from prismlens.interventions import Edit, Identity, Mean, Oracle, Scale, Structural, Swap, Zero
+
+CLEAN = "clean"
+"""The name of the condition without edits."""
+DRAWS_NOTHING = (Identity, Mean, Oracle, Scale, Structural, Zero)
+"""Operations that do the same under every seed; any other is taken to draw something."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One condition under one seed.
+
+    Args:
+        condition: its name.
+        seed: of its noise and donors; None where it draws nothing, or where its edits have seeds of their own.
+        edits: applied in order.
+    """
+
+    condition: str
+    seed: int | None
+    edits: tuple[Edit, ...]
+
+
+def variants(conditions: Mapping[str, Sequence[Edit]], seeds: Sequence[int] | None) -> tuple[Variant, ...]:
+    """Every condition, once for each seed if it draws anything; in the order of conditions, then of seeds.
+
+    Args:
+        conditions: name -> edits.
+        seeds: take the place of the edits' own. None: each edit keeps its own.
+
+    Raises:
+        EditError: a condition is called ``"clean"``, has no edits, swaps twice, or has edits of several seeds that
+            `seeds` would make one.
+        SettingError: `seeds` is empty or repeats itself.
+    """
+    _check_conditions(conditions)
+    if seeds is not None and (not len(seeds) or len(set(seeds)) < len(seeds)):
+        raise SettingError(f"seeds={list(seeds)}", needed="different whole numbers, at least one, or None")
+    return tuple(one for name, edits in conditions.items() for one in _seeded(name, tuple(edits), seeds))
+
+
+def _seeded(name: str, edits: tuple[Edit, ...], seeds: Sequence[int] | None) -> list[Variant]:
+    """One condition's variants."""
+    drawn = sorted({edit.seed for edit in edits if not isinstance(edit.op, DRAWS_NOTHING)})
+    if seeds is None or not drawn:
+        return [Variant(name, drawn[0] if len(drawn) == 1 else None, edits)]
+    if len(drawn) > 1:
+        raise EditError(
+            f"the condition {name!r} has edits of the seeds {', '.join(map(str, drawn))}, and seeds={list(seeds)}",
+            needed="edits of one seed where `seeds` takes its place",
+            cause="two draws that were meant to differ would become the same",
+            fix="leave `seeds` out and write one condition for each seed",
+        )
+    return [Variant(name, seed, tuple(replace(edit, seed=seed) for edit in edits)) for seed in seeds]
+
+
+def _check_conditions(conditions: Mapping[str, Sequence[Edit]]) -> None:
+    """Refuse conditions that say nothing, and those whose rows could not name one donor."""
+    if not conditions:
+        raise EditError("no conditions were given", needed="at least one: a name and its edits")
+    for name, edits in conditions.items():
+        if name == CLEAN or not edits:
+            raise EditError(
+                f"a condition {name!r} with {len(edits)} edits", needed=f"a name other than {CLEAN!r}, and edits"
+            )
+        swaps = [edit for edit in edits if isinstance(edit.op, Swap)]
+        if len(swaps) > 1:
+            raise EditError(
+                f"the condition {name!r} swaps {len(swaps)} times", needed="one donor an item", fix="use one Swap"
+            )
