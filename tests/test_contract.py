@@ -22,7 +22,7 @@ training
 trace
 models
 interventions | probes | data
-results | cache
+comparison | results | cache
 sites | positions | stats | metrics
 unrolled
 types
