@@ -9,13 +9,14 @@ import torch
 from scipy import stats
 from torch.nn.functional import cosine_similarity
 
-from prismlens.alignment import FORCED, FREE, Alignment, alignment
+from prismlens.alignment import FORCED, FREE, TARGET, Alignment, alignment
 from prismlens.data.shapes import shapes
 from prismlens.errors import DonorError, ItemError, RoleError
 from prismlens.interventions import Edit, Swap, Zero, match_donors
 from prismlens.models.loop import unroll
 from prismlens.positions import latent, slot_tokens
 from prismlens.trace import Run
+from prismlens.unrolled import Segment
 from tests.plain_hooks import STEPS, Twins, twins
 from tests.test_loop import naive, scripted
 
@@ -172,3 +173,49 @@ def test_a_block_that_the_model_ends_itself_is_refused_and_named(pair, monkeypat
     with pytest.raises(RoleError, match="1 of 8 items have more or fewer than 3 latents") as caught:
         alignment(pair.traced, SCENES[:8])
     assert repr(SCENES[3].id) in str(caught.value)
+
+
+# --- floors, geometry and lengths on a model --------------------------------------------------------------------------
+
+
+def test_columns_of_a_model_are_those_of_its_own_targets(pair, measured):
+    """Computed again with loops, from targets of transformers' own features."""
+    goals = torch.stack([targets_of(pair, item) for item in ITEMS])
+    for mode in (FREE, FORCED):
+        for item in SCENES[:2]:
+            own = ITEMS.index(item)
+            states = states_of(pair, item, mode)
+            rows = measured.rows[(measured.rows["item"] == item.id) & (measured.rows["mode"] == mode)]
+            elsewhere = [i for i, one in enumerate(ITEMS) if one.group != item.group]
+            mean = goals[elsewhere].mean(0)
+            assert rows.cosine_mean.to_numpy() == pytest.approx(
+                cosine_similarity(states, mean, dim=-1).numpy(), abs=1e-5
+            )
+            assert rows.mse_mean.to_numpy() == pytest.approx(((states - mean) ** 2).mean(-1).numpy(), rel=1e-4)
+            near = [cosine_similarity(states, goals[i], dim=-1) for i in elsewhere]
+            beaten = sum((one > cosine_similarity(states, goals[own], dim=-1)).long() for one in near)
+            assert list(rows["rank"]) == (beaten + 1).tolist()
+            assert set(rows.candidates) == {len(elsewhere) + 1}
+
+
+def test_frames_by_step_and_geometry_and_lengths_have_their_lines(pair, measured):
+    by_step = measured.frame(by_step=True)
+    assert list(by_step.index) == [(mode, "latent", step) for mode in (FREE, FORCED) for step in range(STEPS)]
+    assert by_step.cosine[FREE].mean() == pytest.approx(measured.frame().cosine[FREE])
+    shape = measured.geometry.set_index(["mode", "step"])
+    assert list(shape.index) == [(mode, step) for mode in (FREE, FORCED, TARGET) for step in range(STEPS)]
+    run = pair.traced.generate(SCENES[:8])
+    latents = run.latents[:, 1].double().numpy()
+    centred = latents - latents.mean(0)
+    variances = np.linalg.svd(centred, compute_uv=False) ** 2
+    assert shape.participation_ratio[FREE, 1] == pytest.approx(variances.sum() ** 2 / (variances**2).sum(), rel=1e-4)
+    assert shape.rank_90[FREE, 1] == 1 + np.argmax(np.cumsum(variances) >= 0.9 * variances.sum())
+    assert shape.cka[TARGET].isna().all() and shape.cka.loc[[FREE, FORCED]].between(-1, 1).all()
+    norms = measured.norms()
+    assert norms.norm["latent, free"] == pytest.approx(run.latents.norm(dim=-1).mean().item(), rel=1e-5)
+    prompt = pair.processor([SCENES[0]])
+    text = prompt.input_ids[0][(prompt.segments[0] != Segment.IMAGE)]
+    length = pair.plain.get_input_embeddings()(text).norm(dim=-1).mean().item()
+    first = measured.lengths.set_index(["kind", "item"]).norm
+    assert first["text", SCENES[0].id] == pytest.approx(length, rel=1e-5)
+    assert norms.to_image["image"] == norms.to_text["text"] == 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 from prismlens.stats.bootstrap import cluster_mean_interval
 from prismlens.stats.detectable import minimum_detectable_effect
 from prismlens.stats.equivalence import Equivalence, equivalence
+from prismlens.stats.jackknife import jackknife_interval
 from prismlens.stats.many import holm
 from prismlens.stats.mcnemar import McNemar, mcnemar_exact
 from prismlens.stats.paired import PairedDifference, paired_difference
@@ -24,6 +25,7 @@ __all__ = [
     "covers",
     "equivalence",
     "holm",
+    "jackknife_interval",
     "majority_rate",
     "mcnemar_exact",
     "minimum_detectable_effect",

@@ -35,7 +35,7 @@ from prismlens.trace.readout import readout_of
 from prismlens.trace.run import Run
 from prismlens.trace.running import run_in_batches
 from prismlens.trace.skipping import shortened
-from prismlens.trace.targets import latent_targets
+from prismlens.trace.targets import ImageFeatures, image_features
 from prismlens.trace.validity import check_edits, one_mode
 from prismlens.trace.wiring import Wiring, check_wiring
 from prismlens.types import Item
@@ -179,10 +179,14 @@ class EditedModel(NamedPlaces):
         Raises:
             ItemError: some items have no box.
         """
+        return torch.stack([found.targets for found in self.image_features(items, steps)])
+
+    def image_features(self, items: Sequence[Item], steps: int | None = None) -> list[ImageFeatures]:
+        """The features of each item's whole image, and which of them are its latents' targets; see `targets`."""
         stages = self.settings(steps).stages_of(self.hf.config)
         starts = range(0, len(items), self.batch_size)
-        parts = [latent_targets(self.hf, self.processor, items[i : i + self.batch_size], stages) for i in starts]
-        return torch.cat(parts)
+        parts = [image_features(self.hf, self.processor, items[i : i + self.batch_size], stages) for i in starts]
+        return [found for part in parts for found in part]
 
     def opened(self) -> OpenTrace:
         """The trace that is open.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -16,11 +17,31 @@ from prismlens.positions import enlarged, slot_tokens
 from prismlens.types import Item
 
 
+@dataclass(frozen=True, eq=False)
+class ImageFeatures:
+    """What one item's latents are taught to resemble, and what surrounds it.
+
+    Args:
+        tokens: merger outputs of every image token, row by row.
+        slots: the image token that each latent stands for (see `slot_tokens`).
+        grid: rows and columns of image tokens.
+    """
+
+    tokens: Float[Tensor, "token d_model"]
+    slots: tuple[int, ...]
+    grid: tuple[int, int]
+
+    @property
+    def targets(self) -> Float[Tensor, "step d_model"]:
+        """The features that the latents stand for."""
+        return self.tokens[torch.tensor(self.slots, device=self.tokens.device)]
+
+
 @torch.no_grad()
-def latent_targets(
+def image_features(
     hf: LatentModel, processor: LVRProcessor, items: Sequence[Item], stages: Sequence[Stage]
-) -> Float[Tensor, "item step d_model"]:
-    """Merger outputs of the image tokens that each item's latents stand for (see `slot_tokens`).
+) -> list[ImageFeatures]:
+    """The features of each item's image, and which of them its latents stand for.
 
     Args:
         hf: the model.
@@ -43,8 +64,10 @@ def latent_targets(
     assert features is not None
     parts = features.split(prompt.grids.prod(1).tolist())
     grids = [(int(rows), int(columns)) for rows, columns in prompt.grids.tolist()]
-    slots = [_slots(item, grid, stages) for item, grid in zip(items, grids, strict=True)]
-    return torch.stack([part[torch.tensor(own)] for part, own in zip(parts, slots, strict=True)])
+    return [
+        ImageFeatures(part, tuple(_slots(item, grid, stages)), grid)
+        for part, item, grid in zip(parts, items, grids, strict=True)
+    ]
 
 
 def _slots(item: Item, grid: tuple[int, int], stages: Sequence[Stage]) -> list[int]:
