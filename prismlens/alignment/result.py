@@ -86,11 +86,11 @@ class Alignment:
         line: dict[str, Any] = {"n": rows.item.nunique()}
         for name in MEASURES:
             if name in rows:
-                found = rows[rows[name].notna()] if name in MISSABLE else rows
+                found = rows.dropna(subset=[name]) if name in MISSABLE else rows
                 line |= self._mean(name, found)
         for name, floor in GAPS.items():
             if floor in rows:
-                line |= self._gap(name, floor, rows[rows[floor].notna()] if floor in MISSABLE else rows)
+                line |= self._gap(name, floor, rows.dropna(subset=[floor]) if floor in MISSABLE else rows)
         if "cosine_box" in rows:
             line["n_box"] = rows.item[rows.cosine_box.notna()].nunique()
         return line
