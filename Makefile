@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help env demo test check docs zoo validity clean
+.PHONY: help env demo test check docs zoo validity bench clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /'
@@ -40,6 +40,12 @@ zoo: $(STAMP)  ## Train the shipped models again, into runs/zoo.
 
 validity: $(STAMP)  ## Hold the instrument against models of known mechanism and simulated worlds; writes docs/validity.md.
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/validity/run.py
+
+bench: $(STAMP)  ## Measure what hooks, sweeps, patching, probes and training cost; tables, and JSON in benchmarks/records.
+	for name in hooks sweep patching probes training; do \
+	  echo "== $$name"; \
+	  OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py --json benchmarks/records/$$name.json; \
+	done
 
 clean:  ## Remove the environment and caches.
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """Times a patching sweep against one whole forward a cell, on a shipped model; knows no other model.
 
-    python benchmarks/patching.py --out patching.json
+    python benchmarks/patching.py --json benchmarks/records/patching.json
 
 The baseline does what a loop over cells does: for every cell one traced forward over the whole sequences of all pairs,
 from the embeddings up (image features are computed once for both). Both are repeated and medians taken; the largest
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny/lvr")
     parser.add_argument("--pairs", type=int, nargs="+", default=[1, 8, 50])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--json", type=Path, required=True)
     asked = parser.parse_args()
     model = pl.load(asked.model)
     lines = []
@@ -107,7 +107,7 @@ def main() -> None:
         "processors": os.cpu_count(), "system": platform.platform(), "torch": torch.__version__,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
     }  # fmt: skip
-    asked.out.write_text(json.dumps({"model": asked.model, "lines": lines, "machine": machine}, indent=2) + "\n")
+    asked.json.write_text(json.dumps({"model": asked.model, "lines": lines, "machine": machine}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

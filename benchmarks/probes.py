@@ -1,6 +1,6 @@
 """Times a probe map against scikit-learn's LogisticRegression, cell by cell over all features; knows no model.
 
-    python benchmarks/probes.py --out probes.json
+    python benchmarks/probes.py --json benchmarks/records/probes.json
 
 The features are made up: `n` items whose columns have the falling spectrum of hidden states, with the labels along one
 direction that grows with depth. scikit-learn runs on some cells only, and its time for the map is that times the share
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--d", type=int, default=2048)
     parser.add_argument("--baseline-cells", type=int, default=8)
     parser.add_argument("--jobs", type=int, default=None, help="threads of the map; all processors by default")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--json", type=Path, required=True)
     asked = parser.parse_args()
     total = asked.layers * asked.positions
     features, labels = made_up(total, asked.d, seed=0)
@@ -103,7 +103,7 @@ def main() -> None:
             "numpy": np.__version__,
         },
     }  # fmt: skip
-    asked.out.write_text(json.dumps(result, indent=2) + "\n")
+    asked.json.write_text(json.dumps(result, indent=2) + "\n")
     print(f"map: {total} cells x {TIMED.folds} folds, n = {len(labels)}, d = {asked.d}: {seconds:.1f} s")
     for line in lines:
         print("scikit-learn, " + ", ".join(f"{name} {value:.6g}" for name, value in line.items()))

@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, nargs="+", default=[40, 100])
     parser.add_argument("--rows", type=int, nargs="*", default=[], help="other numbers of rows to time")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--json", "--out", dest="out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
     model, conditions, results = load(given.model), default_conditions(0), []

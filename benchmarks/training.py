@@ -1,6 +1,6 @@
 """Cost of training, as ratios measured in one run: trainer to bare loop, cached tower to none, packs to padded rows.
 
-    python benchmarks/training.py --out training.json
+    python benchmarks/training.py --json benchmarks/records/training.json
 
 Every figure is a median over steps; the two sides of a ratio take turns, so that a busy machine slows both.
 """
@@ -151,7 +151,7 @@ def main() -> None:
     """Measure, print a table, and write JSON where asked."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
     results = {
@@ -161,8 +161,8 @@ def main() -> None:
     }
     for name, values in results.items():
         print(f"{name:26s} {values['ratio']:.2f}   " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
-    if given.out is not None:
-        given.out.write_text(json.dumps({"results": results, "environment": environment_manifest()}, indent=1))
+    if given.json is not None:
+        given.json.write_text(json.dumps({"results": results, "environment": environment_manifest()}, indent=1))
 
 
 if __name__ == "__main__":

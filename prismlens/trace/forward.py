@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
+from jaxtyping import Bool
 from nnsight import NNsight
 from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
@@ -104,13 +105,18 @@ def _in_one_trace(
     """The forward itself: fills in what it gave and the names of the sites reached; whether it came to its end."""
     index = inputs.get("latent_index")
     taps = Taps(wrapper, None if pixels is None else pixels[1])
+    last = {visit[0].path: number for number, visit in enumerate(plan)}
+    if stop_at is not None:
+        last[stop_at.path] = len(plan)
     ended = []
     with wrapper.trace(
         fn="step" if pixels is None else seeing(wrapper, pixels), **_without_features(inputs, pixels)
     ) as opened:
-        for visit in plan:
+        for number, visit in enumerate(plan):
             _visit(taps, visit, traced, index)
             fired.append(visit[0].name)
+            if last[visit[0].path] == number:
+                taps.forget(visit[0].path)
         if stop_at is not None:
             taps.value(stop_at)
             ended.append(True)
@@ -136,7 +142,14 @@ def _visit(taps: Taps, visit: Visit, traced: Traced, index: object) -> None:
         traced.roots[site.name] = value
     if read is not None:
         kept = value.detach() if read.gradient else value
-        traced.values[site.name] = kept.clone() if site.vision else kept[slots(site, read.mask, value, index)]
+        traced.values[site.name] = kept.clone() if site.vision else _at(slots(site, read.mask, value, index), kept)
+
+
+def _at(mask: Bool[Tensor, "batch query"], value: Tensor) -> Tensor:
+    """``value[mask]``, which takes twice as long."""
+    if not value.is_contiguous():
+        return value[mask]
+    return value.flatten(0, 1).index_select(0, mask.flatten().nonzero().squeeze(1))
 
 
 def seeing(wrapper: NNsight, pixels: Pixels) -> Callable[..., StepOutput]:
@@ -157,15 +170,14 @@ def _plan(writes: Sequence[Act], reads: Sequence[Read], backwards: Sequence[Back
     """Sites in forward order, each with its changes, functions for gradients, and read."""
     sites = {one.site.name: one.site for one in (*writes, *reads, *backwards)}
     by_read = {read.site.name: read for read in reads}
-    return [
-        (
-            site,
-            [write for write in writes if write.site.name == site.name],
-            [backward for backward in backwards if backward.site.name == site.name],
-            by_read.get(site.name),
-        )
-        for site in sorted(sites.values(), key=lambda site: site.order)
-    ]
+    acts: dict[str, list[Act]] = {name: [] for name in sites}
+    watching: dict[str, list[Backward]] = {name: [] for name in sites}
+    for write in writes:
+        acts[write.site.name].append(write)
+    for backward in backwards:
+        watching[backward.site.name].append(backward)
+    ordered = sorted(sites.values(), key=lambda site: site.order)
+    return [(site, acts[site.name], watching[site.name], by_read.get(site.name)) for site in ordered]
 
 
 def _nothing(wrapper: NNsight, inputs: Mapping[str, Any]) -> StepOutput:

@@ -100,7 +100,9 @@ class Run:
         return self.take_rows(self.rows_of(items))
 
     def take_rows(self, rows: Sequence[int]) -> Run:
-        """The run of some rows, in the given order."""
+        """The run of some rows, in the given order; all rows in their order are the run itself, without a copy."""
+        if list(rows) == list(range(len(self.items))):
+            return self
         return replace(
             self,
             unrolled=take(self.unrolled, rows),

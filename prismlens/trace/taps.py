@@ -39,6 +39,8 @@ class Taps:
         """The value of a site, positions on the second axis. Not a copy where the name is the module's own tensor."""
         if site.eager and self._switch is not None:
             self._switch.turn_on()
+        if site.view == "whole":
+            return self._raw(site.path, _end(site))
         around = self._around(site)
         return VIEWS[site.view].split(self._raw(site.path, _end(site)), around)
 
@@ -83,6 +85,12 @@ class Taps:
         else:
             envoy.input = joined
         self._kept[site.path, end] = joined
+
+    def forget(self, path: str) -> None:
+        """Let go of a module's ends, for which nothing else is going to ask: a layer's output is large."""
+        self._scales.pop(path, None)
+        for end in ("input", "output"):
+            self._kept.pop((path, end), None)
 
     def _note_scale(self, site: Site, value: Tensor) -> None:
         """A norm's normalised state, which comes after its scale, is computed with the scale that took its place."""
