@@ -137,8 +137,12 @@ class CorruptionTest:
 
     def save(self, folder: str | Path) -> Path:
         """Write rows and manifest; see `Results.save`."""
+        return self.stored().save(folder)
+
+    def stored(self) -> Results:
+        """What `save` writes and `load` reads: the rows, and a manifest that has margin and seed too."""
         manifest = {**self.results.manifest, "corruption_test": {"margin": self.margin, "seed": self.seed}}
-        return Results(self.results.rows, manifest).save(folder)
+        return Results(self.results.rows, manifest)
 
     @classmethod
     def load(cls, folder: str | Path) -> CorruptionTest:

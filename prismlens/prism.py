@@ -1,77 +1,24 @@
-"""One question, one answer: does this model use its latents? Runs the tests, and keeps them together as a report."""
+"""One question, one answer: does this model use its latents? Runs the three measurements under one seed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
-import pandas as pd
-
-from prismlens.corruption import MARGIN, SLOT, VECTOR, CorruptionTest, corruption_test
-from prismlens.errors import EditError
+from prismlens.alignment import Alignment, alignment
+from prismlens.corruption import MARGIN, CorruptionTest, corruption_test
+from prismlens.decodability import Decodability, decodability
+from prismlens.errors import DonorError, EditError, ItemError, RoleError, SettingError
 from prismlens.experiment import CLEAN
-from prismlens.table import render
+from prismlens.report import Report
 from prismlens.trace import PrismModel
 from prismlens.types import Item
-from prismlens.verdict import Verdict, judge
 
-COUNTED = {
-    "items_without_latents": "items whose model emitted no latents",
-    "unparsed_clean": "items whose clean answer names no option, counted as wrong",
-}
-"""What a reader must know about single items: key of the manifest -> words."""
+__all__ = ["Report", "prism"]
 
-
-@dataclass(frozen=True, eq=False)
-class Report:
-    """What was measured on one model; every number is computed from the per-item rows.
-
-    Args:
-        corruption: the corruption test.
-    """
-
-    corruption: CorruptionTest
-
-    def frame(self) -> pd.DataFrame:
-        """One line a condition; the columns are those of `CorruptionTest.frame`."""
-        return self.corruption.frame()
-
-    def table(self) -> str:
-        """The frame as text to read; below it the items that were left out, without latents, or without an answer."""
-        manifest = self.corruption.results.manifest
-        counted = [(label, manifest[key]) for key, label in COUNTED.items() if manifest[key]]
-        notes = [
-            f"{label} ({len(ids)}): {', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}\n" for label, ids in counted
-        ]
-        return render(self.frame(), self.title, self.corruption.left_out) + "".join(notes)
-
-    @property
-    def title(self) -> str:
-        """The model, the items, and the majority rate."""
-        manifest, majority = self.corruption.results.manifest, self.corruption.majority
-        return f"{manifest['model']}: {len(manifest['items'])} items, majority rate {majority.rate:.3f}"
-
-    @property
-    def verdict(self) -> Verdict:
-        """Vector and slot, judged by the rules of `judge`."""
-        frame, majority = self.frame(), self.corruption.majority.rate
-        clean = frame.loc[CLEAN]
-        accuracy = (
-            f"{self.corruption.results.manifest['model']} is right on {clean.accuracy:.3f} "
-            f"[{clean.low:.3f}, {clean.high:.3f}] of {int(clean.n)} items (majority rate {majority:.3f})."
-        )
-        vector, slot = (judge(frame, part, majority, self.corruption.margin) for part in (VECTOR, SLOT))
-        return Verdict(vector, slot, accuracy)
-
-    def save(self, folder: str | Path) -> Path:
-        """Write the rows and the manifest into a new folder, whole or not at all; returns its full path."""
-        return self.corruption.save(folder)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Report:
-        """Read a saved report back; everything is recomputed from its rows."""
-        return cls(CorruptionTest.load(folder))
+N_PERMUTATIONS, N_CONTROLS = 0, 1
+"""Shuffles and control tasks of the map inside a report; `decodability` itself makes many more."""
+CANNOT_SERVE = (DonorError, ItemError, RoleError, SettingError)
+"""What a part raises where the model or the items cannot serve it; the report has its words instead of its numbers."""
 
 
 def prism(
@@ -81,18 +28,29 @@ def prism(
     seed: int = 0,
     margin: float = MARGIN,
     on_missing: str = "drop",
+    target: str = "answer",
+    layers: Sequence[int] | None = None,
+    n_permutations: int = N_PERMUTATIONS,
+    n_controls: int = N_CONTROLS,
     progress: bool = False,
 ) -> Report:
-    """Ask a model whether it uses its latents.
+    """Ask a model whether it uses its latents: corruption test, alignment, and map of what probes read.
+
+    The verdict rests on the corruption test alone. What the model or the items cannot serve is not measured, and the
+    report says so: without boxes there is no alignment, with too few items of each answer no map.
 
     Args:
         model: a model with latents.
         items: with options and answers; those that share a scene share a group.
-        seed: of noise, donors and intervals.
+        seed: of noise, donors, folds and intervals, in all parts.
         margin: the change in accuracy that counts as none.
-        on_missing: for items that a condition cannot be applied to: ``"drop"`` (counted in the table and named below
-            it) or ``"raise"``.
-        progress: show a bar.
+        on_missing: for items that a condition, a role or a comparison cannot be applied to: ``"drop"`` (counted and
+            named below the table) or ``"raise"``, which then also raises what a whole part cannot do.
+        target: what the probes read; see `decodability`.
+        layers: blocks of the map, all by default.
+        n_permutations: shuffles of the map; by default none, so that the map in a report has intervals and no p.
+        n_controls: control tasks of the map.
+        progress: show bars.
 
     Raises:
         EditError: the model has no latents at all.
@@ -105,4 +63,46 @@ def prism(
             fix="ask another model; generate() runs this one",
         )
     test = corruption_test(model, items, seed=seed, margin=margin, on_missing=on_missing, progress=progress)
-    return Report(test)
+    missing: dict[str, str] = {}
+    unaligned = {} if on_missing == "raise" else _unaligned(model, items, test)
+    near: Alignment | None = None
+    map_: Decodability | None = None
+    try:
+        near = alignment(model, _without(items, unaligned), seed=seed, on_missing=on_missing)
+    except CANNOT_SERVE as error:
+        missing["alignment"] = _words(error, on_missing)
+    try:
+        map_ = decodability(
+            model, items, target=target, layers=layers, n_permutations=n_permutations, n_controls=n_controls,
+            seed=seed, on_missing=on_missing, on_rare=on_missing, progress=progress,
+        )  # fmt: skip
+    except CANNOT_SERVE as error:
+        missing["decodability"] = _words(error, on_missing)
+    return Report(test, near, map_, missing, unaligned)
+
+
+def _without(items: Sequence[Item], left_out: Mapping[str, str]) -> list[Item]:
+    """The other items, or an ItemError where there are none."""
+    kept = [item for item in items if item.id not in left_out]
+    if not kept:
+        raise ItemError(
+            f"none of {len(items)} items has both a box and the checkpoint's number of latents",
+            needed="boxes: the targets of latents are the image tokens inside them",
+        )
+    return kept
+
+
+def _unaligned(model: PrismModel, items: Sequence[Item], test: CorruptionTest) -> dict[str, str]:
+    """Items whose latents have no targets, or another number of them, and why."""
+    rows = test.results.rows
+    steps = rows[rows.condition == CLEAN].set_index("item").steps_taken
+    wanted = model.settings().latent_steps
+    out = {item.id: f"with another number of latents than {wanted}" for item in items if steps[item.id] != wanted}
+    return out | {item.id: "without a box" for item in items if not item.boxes}
+
+
+def _words(error: Exception, on_missing: str) -> str:
+    """The error's text on one line; raised instead where nothing may be missing."""
+    if on_missing == "raise":
+        raise error
+    return "; ".join(line.strip() for line in str(error).splitlines())

@@ -53,11 +53,11 @@ def test_prism_on_photographs_prints_a_table_a_plain_verdict_and_saves(prism_on_
 
 def test_an_output_folder_that_holds_another_run_is_refused_before_anything_runs(prism_on_photographs, folder: Path):
     _, out = prism_on_photographs
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     done = run("prism", folder, "--items", f"vstar:{MINI}", "--out", out)
     assert done.returncode == 1 and "already holds saved results" in done.stderr
     assert done.stdout == "" and "conditions" not in done.stderr
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 def test_ask_answers_with_probabilities_that_sum_to_one(folder: Path, tmp_path: Path):

@@ -13,9 +13,10 @@ PACKAGE = "prismlens"
 LAYERS = """
 cli | widgets
 demo | exploration
-report | plots
 prism | monitor
-verdict | table
+report
+plots
+verdict | table | report_folder
 alignment | decodability | corruption | compare | patching | lens
 experiment
 training

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from prismlens import results
 from prismlens.errors import ResultsError
-from prismlens.results import Results, environment_manifest
+from prismlens.results import Results, environment, environment_manifest, results
 
 FLOATS = [0.1, 1 / 3, -0.0, 5e-324, 1.7976931348623157e308, math.inf, -math.inf, math.nan]
 
@@ -125,7 +125,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytes
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results.os, fails, fail)
+    monkeypatch.setattr(os, fails, fail)
     with pytest.raises(ResultsError, match=r"could not be written: .*No space left"):
         saved(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -134,9 +134,9 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytes
 def test_both_files_reach_the_disk_before_the_folder_gets_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, real = [], {name: getattr(results.os, name) for name in ("fsync", "replace")}
+    calls, real = [], {name: getattr(os, name) for name in ("fsync", "replace")}
     for name, function in real.items():
-        monkeypatch.setattr(results.os, name, lambda *args, n=name, f=function: (calls.append(n), f(*args))[1])
+        monkeypatch.setattr(os, name, lambda *args, n=name, f=function: (calls.append(n), f(*args))[1])
     saved(tmp_path)
     assert calls == ["fsync", "fsync", "fsync", "replace", "fsync"]  # rows, manifest, their folder; then its parent
 
@@ -223,7 +223,7 @@ def test_a_manifest_that_is_not_json_is_refused() -> None:
 
 
 def test_environment_names_versions_and_records_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "RECORDED", ("numpy", "no-such-library"))
+    monkeypatch.setattr(environment, "RECORDED", ("numpy", "no-such-library"))
     found = environment_manifest()
     assert set(found) == {"python", "platform", "numpy", "no-such-library"}
     assert found["numpy"] == np.__version__

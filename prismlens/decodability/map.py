@@ -108,8 +108,11 @@ class Decodability:
 
     def save(self, folder: str | Path) -> Path:
         """Write rows and manifest; see `Results.save`."""
-        manifest = {**self.results.manifest, "decodability": {"seed": self.seed}}
-        return Results(self.rows, manifest).save(folder)
+        return self.stored().save(folder)
+
+    def stored(self) -> Results:
+        """What `save` writes and `load` reads: the rows, and a manifest that has the seed too."""
+        return Results(self.rows, {**self.results.manifest, "decodability": {"seed": self.seed}})
 
     @classmethod
     def load(cls, folder: str | Path) -> Decodability:

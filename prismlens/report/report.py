@@ -1,0 +1,122 @@
+"""What was measured on one model, as a table, in words, and on disk; runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import prismlens.report_folder as folders
+from prismlens.alignment import Alignment
+from prismlens.corruption import SLOT, VECTOR, CorruptionTest
+from prismlens.decodability import Decodability
+from prismlens.experiment import CLEAN
+from prismlens.report.words import alignment_lines, gap_lines, left_out_lines, missing_lines, named
+from prismlens.table import render
+from prismlens.verdict import Verdict, judge
+
+COUNTED = {
+    "items_without_latents": "items whose model emitted no latents",
+    "unparsed_clean": "items whose clean answer names no option, counted as wrong",
+}
+"""What a reader must know about single items: key of the manifest -> words."""
+NO_OTHER = "without another item of a different image and answer to compare with"
+"""Why `alignment` leaves out an item."""
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What was measured on one model; every number is computed from the per-item rows.
+
+    Args:
+        corruption: the corruption test.
+        alignment: of the latents with their targets; None where `missing` says why.
+        decodability: the map of what probes read; None where `missing` says why.
+        missing: ``"alignment"`` or ``"decodability"`` -> why it could not be measured.
+        unaligned: id of an item that alignment left out before it began -> why.
+    """
+
+    corruption: CorruptionTest
+    alignment: Alignment | None = None
+    decodability: Decodability | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
+    unaligned: Mapping[str, str] = field(default_factory=dict)
+
+    def frame(self) -> pd.DataFrame:
+        """One line a condition; the columns are those of `CorruptionTest.frame`."""
+        return self.corruption.frame()
+
+    def table(self) -> str:
+        """The frame as text to read; below it alignment, the gap, and whatever was left out or not measured."""
+        manifest = self.corruption.results.manifest
+        notes = [f"{label} {named(manifest[key])}" for key, label in COUNTED.items() if manifest[key]]
+        measured = [] if self.alignment is None else alignment_lines(self.alignment)
+        measured += [] if self.decodability is None else gap_lines(self.decodability)
+        for part, reasons in self.left_out.items():
+            notes += left_out_lines(part, reasons)
+        notes += missing_lines(self.missing)
+        return render(self.frame(), self.title, self.corruption.left_out) + "".join(
+            f"{line}\n" for line in (*measured, *notes)
+        )
+
+    @property
+    def title(self) -> str:
+        """The model, the items, and the majority rate."""
+        manifest, majority = self.corruption.results.manifest, self.corruption.majority
+        return f"{manifest['model']}: {len(manifest['items'])} items, majority rate {majority.rate:.3f}"
+
+    @property
+    def left_out(self) -> dict[str, dict[str, str]]:
+        """Part -> id of an item that it left out -> why; parts that lack none are not listed.
+
+        The parts are ``"alignment"`` and ``"decodability"``; ``"map"`` has roles instead of items. What a single
+        condition left out stands in ``corruption.left_out``.
+        """
+        near = dict(self.unaligned)
+        near |= {} if self.alignment is None else dict.fromkeys(self.alignment.left_out, NO_OTHER)
+        probed = {} if self.decodability is None else self.decodability.dropped
+        roles = {} if self.decodability is None else self.decodability.left_out
+        found = {folders.ALIGNMENT: near, folders.DECODABILITY: probed, "map": roles}
+        return {part: reasons for part, reasons in found.items() if reasons}
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """One manifest of everything: the corruption test's, and under ``report`` what the other parts add."""
+        own = {"missing": dict(self.missing), "left_out": self.left_out}
+        if self.decodability is not None:
+            own[folders.DECODABILITY] = self.decodability.stored().manifest
+        if self.alignment is not None:
+            own[folders.ALIGNMENT] = {"seed": self.alignment.seed}
+        return {**self.corruption.stored().manifest, folders.KEY: own}
+
+    @property
+    def verdict(self) -> Verdict:
+        """Vector and slot, judged by the rules of `judge`."""
+        frame, majority = self.frame(), self.corruption.majority.rate
+        clean = frame.loc[CLEAN]
+        accuracy = (
+            f"{self.corruption.results.manifest['model']} is right on {clean.accuracy:.3f} "
+            f"[{clean.low:.3f}, {clean.high:.3f}] of {int(clean.n)} items (majority rate {majority:.3f})."
+        )
+        vector, slot = (judge(frame, part, majority, self.corruption.margin) for part in (VECTOR, SLOT))
+        return Verdict(vector, slot, accuracy)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the rows and manifests of all parts into a new folder, whole or not at all; returns its full path."""
+        about = {"missing": dict(self.missing), "unaligned": dict(self.unaligned)}
+        return folders.save(folder, about, self.corruption, self.alignment, self.decodability)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Report:
+        """Read a saved report back; everything is recomputed from its rows.
+
+        A saved corruption test is read too: its report has no other parts, and says so.
+
+        Raises:
+            ResultsError: a file is missing, cut short, or changed since it was saved.
+        """
+        about, corruption, near, map_ = folders.load(folder)
+        return cls(corruption, near, map_, **about)
