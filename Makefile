@@ -23,8 +23,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## Ask four shipped models, three of known mechanism, whether they use their latents.
 	$(BIN)/prismlens demo
 
-test: $(STAMP)  ## Run all tests.
-	$(BIN)/python -m pytest -q
+test: $(STAMP)  ## Run all tests, file by file on two processes of one thread: the models are too small for more.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
 
 check: $(STAMP)  ## Lint, format, types, and the import contract.
 	$(BIN)/ruff check .

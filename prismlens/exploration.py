@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -14,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prismlens.data.images import open_image
-from prismlens.errors import ItemError, SettingError
+from prismlens.decodability import decodability
+from prismlens.errors import ItemError, SettingError, SiteError
 from prismlens.interventions import Edit, Mean, Noise, Oracle, Scale, Swap, Zero
 from prismlens.interventions.operation import Operation, Structural
 from prismlens.models.answers import letter_ids
@@ -40,7 +43,16 @@ KNOBS: Mapping[str, tuple[Callable[[float], Operation | Structural], str]] = Map
 )
 """Operation by name: from a strength in 0..1, and what the strength means (nothing where there is none)."""
 SITES = ("hook_latent", STATE)
-MAPS = ("logit lens", "effect of zeroing")
+LENS, PROBE, ZEROING, PATCHING = "logit lens", "probe", "effect of zeroing", "effect of patching"
+MAPS: Mapping[str, tuple[bool, str]] = MappingProxyType(
+    {
+        LENS: (False, "share of the right option if the state were the last layer's"),
+        PROBE: (False, "held-out probability of the right letter, by a linear probe of all items"),
+        ZEROING: (True, "change of the right option's share when the state is zero"),
+        PATCHING: (True, "change of the right option's share when the state is that of an item with another answer"),
+    }
+)
+"""Map by name: whether its numbers are signed, and what they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +159,25 @@ class Exploration:
         logits = self._read_out(self._states(item, latent))
         return logits[..., self._first_tokens(self.items[item])].softmax(-1)[..., right]
 
+    def answer_probe(self, item: int) -> Float[Tensor, "layer step"]:
+        """Probability that a linear probe gives to the item's letter, fitted on other items, at every layer and latent.
+
+        Raises:
+            SettingError: the items are too few for the folds; ItemError: this one was left out, or has no answer.
+        """
+        self._right(item)
+        own = self._probes[self._probes.item == self.items[item].id]
+        if own.empty:
+            raise ItemError(
+                f"item {self.items[item].id!r} is not among the items that could be probed",
+                needed="an answer that several items share, and as many latents as the others have",
+            )
+        out = torch.zeros(self.n_layers, self.n_steps(item))
+        for role, depth, logprob in own[["role", "depth", "logprob"]].itertuples(index=False):
+            if 1 <= depth <= self.n_layers:  # the embedding and the final norm are no layer's output
+                out[depth - 1, self._step_of[role]] = math.exp(logprob)
+        return out
+
     def effect(
         self, item: int, op: Operation | Structural | None = None, site: str = STATE, mode: str = "held"
     ) -> Float[Tensor, "layer step"]:
@@ -175,7 +206,13 @@ class Exploration:
         """
         if name not in MAPS:
             raise SettingError(f"a map called {name!r}", needed="one of " + ", ".join(repr(one) for one in MAPS))
-        return (self.answer_lens(item), False) if name == MAPS[0] else (self.effect(item, mode=mode), True)
+        make: Mapping[str, Callable[[], Float[Tensor, "layer step"]]] = {
+            LENS: lambda: self.answer_lens(item),
+            PROBE: lambda: self.answer_probe(item),
+            ZEROING: lambda: self.effect(item, mode=mode),
+            PATCHING: lambda: self.effect(item, Swap(donor="different-answer"), mode=mode),
+        }
+        return make[name](), MAPS[name][0]
 
     def picture(self, item: int) -> Image.Image:
         """The item's image, upright RGB."""
@@ -191,7 +228,30 @@ class Exploration:
         shares, ids = self._read_out(state).softmax(-1).topk(TOP)
         decode = self.model.processor.tokenizer.decode
         tokens = tuple((str(decode([i])), share) for i, share in zip(ids.tolist(), shares.tolist(), strict=True))
-        return Cell(layer, step, tokens, near)
+        return Cell(layer, step, tokens, near, self._attention(item, layer, step))
+
+    @cached_property
+    def _step_of(self) -> dict[str, int]:
+        """Text of each latent's role -> its step."""
+        return {str(latent[step]): step for step in range(int(self.clean.steps_taken.max()))}
+
+    @cached_property
+    def _probes(self) -> pd.DataFrame:
+        """Held-out probes of the letter at every latent and depth, one row an item and place."""
+        return decodability(
+            self.model, self.items, roles=[latent[step] for step in self._step_of.values()],
+            n_permutations=0, n_controls=0, on_missing="drop", on_rare="drop",
+        ).rows  # fmt: skip
+
+    def _attention(self, item: int, layer: int, step: int) -> Float[Tensor, "row column"] | None:
+        """Attention from a latent to the image tokens at a layer, mean over heads; None without patterns."""
+        name = f"blocks.{layer}.attn.hook_pattern"
+        try:
+            _, cache = self.model.run_with_cache([self.items[item]], name, positions=latent[step], run=self.clean)
+        except SiteError:
+            return None
+        seen = image.mask(cache.unrolled)[0]
+        return cache.flat(name)[0].mean(0)[seen].reshape(*self.clean.unrolled.grids[item].tolist())
 
     def _right(self, item: int) -> str:
         """The label of the right option."""

@@ -1,11 +1,13 @@
 """What the widget shows is what the model computes: against hand-run forwards, and on models of known mechanism."""
 
+import math
+
 import pytest
 import torch
 
 import prismlens as pl
 from prismlens.errors import ItemError, SettingError
-from prismlens.exploration import KNOBS, MAPS, STATE, Exploration
+from prismlens.exploration import KNOBS, PATCHING, PROBE, STATE, Exploration
 from prismlens.positions import latent
 
 
@@ -82,4 +84,34 @@ def test_what_cannot_be_shown_says_why(looks):
     open_question = pl.Item(image=looks["lvr"].items[0].image, question="What is this?", id="open")
     with pytest.raises(ItemError, match="no answer to compare"):
         Exploration(looks["lvr"].model, [open_question]).shares(0)
-    assert STATE.format(layer=2) == "blocks.2.hook_resid_post" and len(MAPS) == 2
+    assert STATE.format(layer=2) == "blocks.2.hook_resid_post"
+
+
+def test_a_patched_state_acts_where_the_construction_says(looks):
+    for name in ("bypass", "bottleneck"):
+        held, signed = looks[name].map(0, PATCHING, "held")
+        assert signed and torch.equal(held, torch.zeros(4, 4))
+    # Another item's state reaches the answer through the latents after it, so the last latent's reaches nothing.
+    free = looks["bottleneck"].map(0, PATCHING, "free")[0]
+    assert bool((free[:, 0] != 0).any()) and torch.equal(free[:, -1], torch.zeros(4))
+
+
+def test_the_probe_map_is_the_item_s_held_out_probability():
+    items = pl.load_items("shapes", n=60)
+    look = Exploration(pl.load("tiny/bottleneck"), items)
+    values, signed = look.map(7, PROBE, "free")
+    assert not signed and values.shape == (4, 4) and bool((values > 0).all()) and bool((values < 1).all())
+    rows = pl.decodability(look.model, items, roles=[latent[1]], layers=[2], n_permutations=0, n_controls=0).rows
+    own = rows[(rows.item == items[7].id) & (rows.depth == 3)]
+    assert values[2, 1].item() == pytest.approx(math.exp(own.logprob.iloc[0]), abs=1e-5)
+
+
+def test_a_cell_s_attention_is_what_the_pattern_gives_the_image(looks):
+    look = looks["lvr"]
+    cell = look.cell(0, 1, 2)
+    name = "blocks.1.attn.hook_pattern"
+    cache = look.model.run_with_cache([look.items[0]], name, positions=latent[2])[1]
+    whole = cache.flat(name)[0].mean(0)
+    assert cell.attention is not None and cell.attention.shape == cell.patches.shape
+    assert cell.attention.sum().item() == pytest.approx(whole[pl.image.mask(cache.unrolled)[0]].sum().item(), abs=1e-6)
+    assert whole.sum().item() == pytest.approx(1, abs=1e-5) and 0 < cell.attention.sum() < 1

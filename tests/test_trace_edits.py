@@ -263,7 +263,7 @@ STRUCTURAL = [
 ]
 
 
-@pytest.mark.parametrize(("edit", "hidden", "layers"), STRUCTURAL, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("edit", "hidden", "layers"), STRUCTURAL, ids=[str(one[0]) for one in STRUCTURAL])
 def test_a_structural_edit_is_the_mask_written_by_hand(pair, edit: Edit, hidden, layers):
     view = pair.traced.edited(edit)
     run, record = traced_run(view, ITEMS[:3])

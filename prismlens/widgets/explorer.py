@@ -47,7 +47,8 @@ class Explorer(w.VBox):
         self.strength: Any = w.FloatSlider(0, min=0, max=1, step=0.05, description="strength", layout=WIDE)
         self.meaning: Any = w.HTML()
         self.mode: Any = w.ToggleButtons(options=["free", "held"], description="run", style={"button_width": "90px"})
-        self.map: Any = w.Dropdown(options=MAPS, description="map", layout=WIDE)
+        self.map: Any = w.Dropdown(options=list(MAPS), description="map", layout=WIDE)
+        self.caption: Any = w.HTML()
         self.heat = HeatMap(self.pick)
         self.detail: Any = w.HTML()
         self.children = self._laid_out()
@@ -60,15 +61,21 @@ class Explorer(w.VBox):
         def show() -> None:
             cell = self.exploration.cell(self.item.value, layer, step)
             item = self.exploration.items[self.item.value]
-            low, high = float(cell.patches.min()), float(cell.patches.max())
-            heat = ((cell.patches - low) / max(high - low, 1e-9)).tolist()
-            near = markup.picture(
-                self.exploration.picture(self.item.value), item.boxes, width=220, label="nearest", heat=heat
-            )
-            note = f"cosine to image tokens, {low:.2f} to {high:.2f}"
+            picture = self.exploration.picture(self.item.value)
+            drawn = [("nearest", "cosine", cell.patches)]
+            if cell.attention is not None:
+                drawn.append(("attention", f"{cell.attention.sum():.2f} of it on the image,", cell.attention))
+            parts = [] if cell.attention is not None else [markup.title("attention", "this model keeps no pattern")]
+            for label, note, grid in drawn:
+                low, high = float(grid.min()), float(grid.max())
+                heat = ((grid - low) / max(high - low, 1e-9)).tolist()
+                parts.append(
+                    markup.title(label, f"{note} {low:.2f} to {high:.2f}")
+                    + markup.picture(picture, item.boxes, width=220, label=label, heat=heat)
+                )
             self.detail.value = markup.block(
-                markup.title(f"layer {layer}, latent z{step + 1}", note),
-                markup.columns(near, markup.title("likeliest tokens", "logit lens") + markup.bars(dict(cell.tokens))),
+                markup.title(f"layer {layer}, latent z{step + 1}", "what the state resembles and looks at"),
+                markup.columns(*parts, markup.title("likeliest tokens", "logit lens") + markup.bars(dict(cell.tokens))),
             )
 
         self._busy(show)
@@ -83,7 +90,7 @@ class Explorer(w.VBox):
             w.HBox([self.item, self.status]),
             w.HBox([self.picture, self.bars], layout=row),
             self.strip,
-            w.HBox([controls, w.VBox([self.map, self.heat, self.detail])], layout=row),
+            w.HBox([controls, w.VBox([self.map, self.caption, self.heat, self.detail])], layout=row),
         ]
 
     def _listen(self) -> None:
@@ -161,6 +168,7 @@ class Explorer(w.VBox):
     def _show_map(self) -> None:
         """The map that is chosen."""
         number = self.item.value
+        self.caption.value = markup.block(markup.title("", MAPS[self.map.value][1]))
         values, signed = self.exploration.map(number, self.map.value, self.mode.value)
         rows = [f"layer {layer}" for layer in range(values.shape[0])]
         self.heat.fill(values.tolist(), rows, [f"z{step + 1}" for step in range(values.shape[1])], signed=signed)

@@ -1,7 +1,8 @@
-"""A JupyterLab server and a headless Chromium on one notebook, for tests of widgets."""
+"""A Jupyter server (JupyterLab or Notebook 7) and a headless Chromium on one notebook, for tests of widgets."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -19,11 +20,14 @@ from playwright.sync_api import Page, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE = 60
+PAGES = {"lab": ("jupyterlab", "lab/tree/page.ipynb"), "notebook": ("notebook", "notebooks/page.ipynb")}
+"""Application -> its module, and the address of the notebook in it."""
 
 
 @contextmanager
-def lab_page(folder: Path, cells: Sequence[str], *, dark: bool = False) -> Iterator[Page]:
-    """A page of JupyterLab with a fresh notebook of these cells, which has been run."""
+def lab_page(folder: Path, cells: Sequence[str], *, dark: bool = False, app: str = "lab") -> Iterator[Page]:
+    """A page of JupyterLab or Notebook 7 with a fresh notebook of these cells, which has been run."""
+    module, address = PAGES[app]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in cells])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, folder / "page.ipynb")
@@ -31,7 +35,7 @@ def lab_page(folder: Path, cells: Sequence[str], *, dark: bool = False) -> Itera
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0",
+        sys.executable, "-m", module, "--no-browser", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0",
         "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}", 
     ]  # fmt: skip
     settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
@@ -51,9 +55,9 @@ def lab_page(folder: Path, cells: Sequence[str], *, dark: bool = False) -> Itera
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": 1500, "height": 1500})
             page.set_default_timeout(PATIENCE * 1000)
-            page.goto(f"http://127.0.0.1:{port}/lab/tree/page.ipynb")
+            page.goto(f"http://127.0.0.1:{port}/{address}")
             page.locator(".jp-Notebook").wait_for()
-            page.get_by_text("(ipykernel) | Idle").wait_for()
+            _wait_for_kernel(port)
             page.get_by_role("menuitem", name="Run", exact=True).click()
             page.get_by_text("Run All Cells", exact=True).click()
             yield page
@@ -61,6 +65,18 @@ def lab_page(folder: Path, cells: Sequence[str], *, dark: bool = False) -> Itera
     finally:
         server.terminate()
         server.wait(30)
+
+
+def _wait_for_kernel(port: int) -> None:
+    """Return when the page's kernel is connected and idle; the two applications show that in different places."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/kernels") as answer:
+            kernels = json.load(answer)
+        if any(one["execution_state"] == "idle" and one["connections"] for one in kernels):
+            return
+        time.sleep(0.3)
+    raise RuntimeError(f"no kernel became idle: {kernels}")
 
 
 def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:

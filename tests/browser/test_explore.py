@@ -1,4 +1,4 @@
-"""The widget in a real JupyterLab: a click on a cell shows a state, and the strength moves the probabilities."""
+"""The widget in JupyterLab and Notebook 7: a click on a cell shows a state, and strength moves the probabilities."""
 
 import os
 import re
@@ -25,9 +25,10 @@ def shares(text: str) -> list[float]:
     return [float(value) for value in re.findall(r"(\d\.\d{3})\s*was", text)]
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_a_person_can_break_the_latents_and_look_at_a_state(tmp_path, dark):
-    with lab_page(tmp_path, [CELL], dark=dark) as page:
+@pytest.mark.parametrize(("app", "dark"), [("lab", False), ("lab", True), ("notebook", False)])
+def test_a_person_can_break_the_latents_and_look_at_a_state(tmp_path, app, dark):
+    name = f"explore-{app}-{'dark' if dark else 'light'}"
+    with lab_page(tmp_path, [CELL], dark=dark, app=app) as page:
         output = page.locator(".jp-OutputArea-output").first
         page.get_by_text("the sequence").wait_for()
         page.get_by_role("status").filter(has_text="ready").wait_for()
@@ -37,12 +38,13 @@ def test_a_person_can_break_the_latents_and_look_at_a_state(tmp_path, dark):
         page.get_by_title(re.compile("^layer 0, z1:")).click()
         page.get_by_text("layer 0, latent z1", exact=True).wait_for()
         page.get_by_role("status").filter(has_text="ready").wait_for()
-        first = page.get_by_label("nearest").inner_html()
+        first, looked = (page.get_by_label(label).inner_html() for label in ("nearest", "attention"))
         page.get_by_title(re.compile("^layer 3, z4:")).focus()
         page.keyboard.press("Enter")
         page.get_by_text("layer 3, latent z4", exact=True).wait_for()
         assert page.get_by_label("nearest").inner_html() != first
-        page.screenshot(path=shots(tmp_path) / f"explore-{'dark' if dark else 'light'}-cell.png")
+        assert page.get_by_label("attention").inner_html() != looked
+        page.screenshot(path=shots(tmp_path) / f"{name}-cell.png")
 
         slider = page.get_by_role("slider").first
         slider.focus()
@@ -51,4 +53,4 @@ def test_a_person_can_break_the_latents_and_look_at_a_state(tmp_path, dark):
         page.get_by_role("status").filter(has_text="ready").wait_for()
         after = shares(output.inner_text())
         assert max(abs(a - b) for a, b in zip(before, after, strict=True)) > 0.1
-        page.screenshot(path=shots(tmp_path) / f"explore-{'dark' if dark else 'light'}-zeroed.png")
+        page.screenshot(path=shots(tmp_path) / f"{name}-zeroed.png")
