@@ -33,7 +33,7 @@ check: $(STAMP)  ## Lint, format, types, and the import contract.
 	$(BIN)/python -m pytest -q tests/test_contract.py
 
 docs: $(STAMP)  ## Build the documentation into site/; a broken link is an error.
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 zoo: $(STAMP)  ## Train the shipped models again, into runs/zoo.
 	$(BIN)/prismlens zoo --build --out runs/zoo

@@ -35,12 +35,11 @@ def scatter(models: pd.DataFrame, protocols: Sequence[str], x: str, y: str, path
     _save(figure, path)
 
 
-def changes(models: pd.DataFrame, protocol: str, conditions: Sequence[str], path: Path) -> None:
+def draw_changes(models: pd.DataFrame, conditions: Sequence[str], path: Path) -> None:
     """Change of accuracy under each condition: a column of points a condition, a mark a variant, a point a seed."""
     figure, panel = plt.subplots(figsize=(9, 3.8))
-    chosen = models[models.protocol == protocol]
     for shift, (name, mark) in enumerate(MARKS.items()):
-        own = chosen[chosen.variant == name]
+        own = models[models.variant == name]
         for place, condition in enumerate(conditions):
             if condition not in own:
                 continue
@@ -50,8 +49,8 @@ def changes(models: pd.DataFrame, protocol: str, conditions: Sequence[str], path
             panel.plot(at, own[condition].mean(), markersize=8, label=name if place == 0 else None, **style)
     panel.axhline(0, color="black", linewidth=0.8)
     panel.set_xticks(range(len(conditions)), conditions)
-    panel.set(ylabel="change of accuracy", title=f"protocol = {protocol}")
-    panel.legend(frameon=False, fontsize=8, ncols=5, loc="lower left")
+    panel.set(ylabel="change of accuracy", title=f"protocol = {models.protocol.iloc[0]}")
+    panel.legend(frameon=False, fontsize=8, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     _plain(panel)
     _save(figure, path)
 
