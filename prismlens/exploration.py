@@ -173,7 +173,7 @@ class Exploration:
                 needed="an answer that several items share, and as many latents as the others have",
             )
         out = torch.zeros(self.n_layers, self.n_steps(item))
-        for role, depth, logprob in own[["role", "depth", "logprob"]].itertuples(index=False):
+        for role, depth, logprob in zip(own.role, own.depth, own.logprob, strict=True):
             if 1 <= depth <= self.n_layers:  # the embedding and the final norm are no layer's output
                 out[depth - 1, self._step_of[role]] = math.exp(logprob)
         return out
