@@ -9,7 +9,7 @@ from prismlens.data.shapes import shapes
 from prismlens.errors import CheckpointError, SettingError
 from prismlens.models.loop import LoopSettings, replay_inputs, unroll
 from prismlens.models.lvr import LVRForConditionalGeneration
-from prismlens.models.visibility import Rule, additive, masks
+from prismlens.models.visibility import Rule, additive, masks, prompt_number
 from prismlens.positions import answer, image, latent
 from prismlens.training.architecture import initialise, tiny_config, tiny_processor
 from prismlens.training.variants import VARIANTS
@@ -73,7 +73,36 @@ def test_additive_masks_are_zero_or_the_lowest_number():
     assert out.flatten().tolist() == [0.0, torch.finfo(torch.float32).min]
 
 
-@pytest.mark.parametrize("entry", [{"query": "answer"}, {"query": "answer", "key": "latent", "layer": 1}])
+def test_a_shared_rule_holds_for_the_items_whose_words_fall_into_its_share():
+    run = sequence(S.QUESTION, S.LATENT, S.ANSWER)
+    number = float(prompt_number(run)[0, 0])
+    inside, outside = (Rule(answer, latent, share=share) for share in ((0.0, number + 1e-9), (number + 1e-9, 1.0)))
+    hidden, seen = (masks(run, [rule], n_layers=1, n_queries=1)[0][0, 0, 0].tolist() for rule in (inside, outside))
+    assert hidden == [True, False, True] and seen == [True, True, True]
+
+
+def test_the_number_of_a_prompt_depends_on_its_words_alone():
+    side_by_side = replace(
+        sequence(S.IMAGE, S.QUESTION, S.OPTIONS, S.QUESTION, S.OPTIONS, S.LATENT),
+        input_ids=torch.tensor([[9, 3, 4, 3, 5, 8]]),
+    )
+    _, again, _, second, _, latents = prompt_number(side_by_side, torch.tensor([[-1, 0, 0, 1, 1, 1]]))[0].tolist()
+    alone = prompt_number(replace(sequence(S.OPTIONS, S.QUESTION), input_ids=torch.tensor([[4, 3]])))[0].tolist()
+    assert alone == [again, again] and second == latents != again
+    numbers = prompt_number(
+        replace(sequence(*[S.QUESTION] * 2000), input_ids=torch.arange(2000)[None]), torch.arange(2000)[None]
+    )
+    assert numbers.histogram(4, range=(0, 1)).hist.tolist() == pytest.approx([500] * 4, abs=70)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"query": "answer"},
+        {"query": "answer", "key": "latent", "layer": 1},
+        {"query": "answer", "key": "latent", "share": [0.5, 0.2]},
+    ],
+)
 def test_a_malformed_rule_is_refused(entry: dict):
     with pytest.raises(CheckpointError, match="visibility rule"):
         Rule.from_config(entry)

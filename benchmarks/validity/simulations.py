@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy import stats as scipy_stats
@@ -11,8 +12,9 @@ from scipy import stats as scipy_stats
 import prismlens.stats as stats
 from prismlens.probes import Protocol, evaluate, map_p, permutation_p
 
-GROUPS = np.repeat(np.arange(50), 2)
-"""100 items, two a scene, as the rendered scenes have them."""
+GROUPS, MANY = np.repeat(np.arange(50), 2), np.repeat(np.arange(250), 2)
+"""100 and 500 items, two a scene, as the rendered scenes have them. With 100, six or so answers change, and the size of
+an exact test of so few is well below 5 %; with 500 it comes close."""
 RESAMPLES = 999
 MARGIN = 0.05
 PROBE = Protocol("simulated", (1e-4, 1e-3, 1e-2, 1e-1), folds=5)
@@ -26,7 +28,7 @@ class Simulation:
         what: what is tested, in words.
         world: what is true.
         kind: ``"null"``: yes is an error, at most at the rate `stated`; ``"power"``: yes is a find, at least at that
-            rate.
+            rate; ``"exact"``: the rate itself.
         stated: the rate.
         worlds: how many are drawn.
         draw: a generator -> whether the test said yes.
@@ -40,18 +42,60 @@ class Simulation:
     draw: Callable[[np.random.Generator], bool]
 
 
-def pair(rng: np.random.Generator, change: float = 0.0, noise: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
-    """Right and wrong of 100 items before and after: scenes differ in difficulty, answers that were wrong come right at
-    the rate `noise`, and right ones go wrong as often as it takes for accuracy to change by `change`."""
-    before = rng.random(100) < rng.beta(7, 3, 50)[GROUPS]
-    lost = (0.3 * noise - change) / 0.7  # mean accuracy is 7 / (7 + 3)
-    after = np.where(before, rng.random(100) >= lost, rng.random(100) < noise)
+def pair(
+    rng: np.random.Generator, change: float = 0.0, noise: float = 0.1, groups: np.ndarray = GROUPS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Right and wrong of every item before and after.
+
+    Scenes differ in difficulty, answers that were wrong come right at the rate `noise`, and right ones go wrong as
+    often as it takes for accuracy to change by `change`.
+    """
+    n = len(groups)
+    before = rng.random(n) < rng.beta(7, 3, groups.max() + 1)[groups]
+    after = np.where(before, rng.random(n) >= loss_rate(change, noise), rng.random(n) < noise)
     return before.astype(float), after.astype(float)
+
+
+def loss_rate(change: float, noise: float) -> float:
+    """How often a right answer goes wrong in `pair`; mean accuracy is 7 / (7 + 3)."""
+    return (0.3 * noise - change) / 0.7
+
+
+def power(change: float, noise: float = 0.1, n: int = len(MANY)) -> float:
+    """Of the exact two-sided sign test at 5 % in the world of `pair`, were its items independent.
+
+    Of n items Binomial(n, gain + loss) change, and of those Binomial(changed, loss / (gain + loss)) are losses. Changes
+    of accuracy are whole numbers of items, so that an exact test finds less than a z-test promises.
+    """
+    gain, loss = 0.3 * noise, 0.7 * loss_rate(change, noise)
+    binom, total = scipy_stats.binom, 0.0
+    for changed in range(n + 1):
+        losses = np.arange(changed + 1)
+        p = np.minimum(1, 2 * binom.cdf(np.minimum(losses, changed - losses), changed, 0.5))
+        found = binom.pmf(losses[p <= 0.05], changed, loss / (gain + loss)).sum()
+        total += float(binom.pmf(changed, n, gain + loss) * found)
+    return total
 
 
 def paired_p(rng: np.random.Generator) -> bool:
     """The permutation test of a paired difference."""
     return stats.paired_difference(*pair(rng), GROUPS, n_resamples=RESAMPLES, seed=0).p <= 0.05
+
+
+def rejected(rng: np.random.Generator, change: float = 0.0) -> bool:
+    """The permutation test of a paired difference, 500 items."""
+    return stats.paired_difference(*pair(rng, change, groups=MANY), MANY, n_resamples=RESAMPLES, seed=0).p <= 0.05
+
+
+def missed(rng: np.random.Generator) -> bool:
+    """The interval of a paired change, 500 items."""
+    found = stats.paired_difference(*pair(rng, -0.05, groups=MANY), MANY, n_resamples=RESAMPLES, seed=0)
+    return not stats.covers(found, -0.05)
+
+
+def equal_at_margin(rng: np.random.Generator) -> bool:
+    """Equivalence, where the change is exactly the margin, 500 items."""
+    return stats.equivalence(*pair(rng, -MARGIN, groups=MANY), MANY, margin=MARGIN).equivalent
 
 
 def exact_p(rng: np.random.Generator) -> bool:
@@ -136,6 +180,20 @@ SIMULATIONS: Mapping[str, Simulation] = {
     "interval": Simulation("95 % interval of accuracy misses it", "accuracy .7", "null", 0.05, 1000, outside),
     "change": Simulation("95 % interval of a change misses it", "change -.10", "null", 0.05, 1000, change_outside),
     "equivalence": Simulation("called equal within .05", "change -.05, the margin", "null", 0.05, 1000, called_equal),
+    "null500": Simulation(
+        "paired permutation p <= .05, 500 items", NOTHING + "; rate: its computed size", "exact", power(0.0), 1000, rejected
+    ),
+    "change500": Simulation("95 % interval of a change misses it, 500", "change -.05", "exact", 0.05, 1000, missed),
+    "equal500": Simulation(
+        "called equal within .05, 500 items", "change -.05, the margin", "null", 0.05, 1000, equal_at_margin
+    ),
+    **{
+        f"planted{points:02d}": Simulation(
+            "paired permutation p <= .05, 500 items", f"change -.{points:02d}; rate: its computed power", "exact",
+            power(-points / 100), 500, partial(rejected, change=-points / 100),
+        )
+        for points in (2, 5, 10)
+    },
     "loss": Simulation("paired permutation p <= .05", "change -.12: 3.0 se", "power", 0.8, 500, planted_loss),
     "probe": Simulation("probe's permutation p <= .05, C chosen", "labels are random", "null", 0.05, 200, one_place),
     "map": Simulation("any of 3 places, p <= .05 by max statistic", "labels are random", "null", 0.05, 200, anywhere),

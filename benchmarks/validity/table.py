@@ -1,86 +1,201 @@
-"""Writes docs/validity.md from the committed records alone; runs no model and no simulation.
+"""Writes docs/validity.md, and the README's table, from the committed records alone; runs no model and no simulation.
 
 python benchmarks/validity/table.py
 """
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 from typing import Any
 
-RECORDS = Path(__file__).parent / "records"
-PAGE = Path(__file__).parents[2] / "docs" / "validity.md"
-HEAD = """# Does the instrument say what is true?
+import readings
+import records
+from known import KNOWN
+from simulations import SIMULATIONS
 
-Made by `make validity` from `benchmarks/validity/records`. Intervals are 95 %.
-
-## Models of known mechanism
-
-What is used is known by construction: *bottleneck* reads the vectors that are fed back, *slot* reads the latent
-positions' keys and values whatever vector was fed, *bypass* reads neither. Each line is a new set of held-out items.
-"""
-ERASURE = """
-*Erased*: the content of the answer is taken out of every latent by least squares (erasers fitted on other items);
-*read* is what a linear probe of the clean latents still gets right, *change* that of the model's accuracy. *Control*
-erases as many dimensions, fitted on shuffled labels.
-"""
-SIMULATED = """
-## Worlds without an effect, and with a planted one
-
-A null line holds where its rate of errors is not above the stated one, a power line where its rate of finds is not
-below, in both cases beyond what the exact binomial interval allows.
-"""
+ROOT = Path(__file__).parents[2]
+PAGE, README = ROOT / "docs" / "validity.md", ROOT / "README.md"
+MARKED = re.compile(r"(<!-- validity -->\n).*?(<!-- /validity -->)", re.DOTALL)
+WORDS = Path(__file__).parent / "words"
+"""The page's prose, one file a section."""
+Record = dict[str, Any]
 
 
-def load(kind: str) -> list[dict[str, Any]]:
-    """The records of one kind, by name."""
-    return [json.loads(path.read_text()) for path in sorted(RECORDS.glob(f"{kind}-*.json"))]
+def models() -> list[Record]:
+    """The records of all models that have something to find, shipped ones first."""
+    return [*records.read("mechanism").values(), *records.read("mixture").values()]
 
 
-def holds(line: dict[str, Any]) -> bool:
-    """Whether a simulation's rate agrees with what is stated."""
-    return line["low"] <= line["stated"] if line["kind"] == "null" else line["high"] >= line["stated"]
+def page() -> str:
+    """The whole page."""
+    known, controls, worlds = models(), *([*records.read(kind).values()] for kind in ("sanity", "simulation"))
+    said, versions = counts(known), _versions([*known, *controls, *worlds])
+    parts = [
+        _words("head", versions=versions), missing(), verdicts(known), _words("verdicts", **said),
+        planted([one for one in known if one["model"].startswith("mixture")]), _words("published"), published(known),
+        _words("published-after", **said), nothing(controls), _words("erasure"),
+        erasure(known), _words("worlds"), simulated(worlds),
+    ]  # fmt: skip
+    return "\n".join(part.strip() + "\n" for part in parts if part.strip())
 
 
-def text() -> str:
-    """The page."""
-    models, worlds = load("mechanism"), load("simulation")
-    right = sum(one["said"] == one["expected"] for one in models)
-    parts = [HEAD, _table(["model", "items", "vector", "slot", "clean", "zeroed", "swapped", "slot deleted"],
-        [[one["model"], f"{one['n']}, seed {one['items_seed']}", *_words(one), *map(_ends, one["accuracy"].values())]
-         for one in models])]  # fmt: skip
-    parts.append(f"\n{right} of {len(models)} verdicts are right in both parts.\n")
-    parts += [ERASURE, _table(
-        ["model", "seed", "read, clean", "read, erased", "read, control", "change, erased", "change, control"],
-        [[one["model"], str(one["items_seed"]),
+def counts(known: list[Record]) -> dict[str, str]:
+    """How often each reading is right, and how well each ranks the models by what is true of them."""
+    share = [one["share"] for one in known]
+    pairs = [pair for one in known for pair in zip(one["fair"]["said"], one["expected"], strict=True)]
+    used = [_use(one) for one in known]
+    largest = [max(map(abs, one["paper"]["changes"].values())) for one in known]
+    gap = [one["paper_probe"]["a"] - one["paper_probe"]["b"] for one in known]
+    return {
+        "lines": str(len(known)), "judgements": str(len(pairs)),
+        "models": str(len({_name(one) for one in known})),
+        "right": str(sum(said == truth for said, truth in pairs)),
+        "undecided": str(sum(said == "undecided" for said, _ in pairs)),
+        "wrong": str(sum(said not in (truth, "undecided") for said, truth in pairs)),
+        "rank": f"{readings.ranks(share, [one['fair']['reliance'][0] for one in known]):.2f}",
+        "paper_right": str(sum(one["paper"]["said"] == truth for one, truth in zip(known, used, strict=True))),
+        "probe_right": str(sum(one["paper"]["probe_said"] == truth for one, truth in zip(known, used, strict=True))),
+        "paper_rank": f"{readings.ranks(share, largest):.2f}", "gap_rank": f"{readings.ranks(share, gap):.2f}",
+    }  # fmt: skip
+
+
+def missing() -> str:
+    """Which records are still to be made, if any."""
+    made = {path.stem for path in records.RECORDS.glob("*.json")}
+    names = [*(f"simulation-{name}" for name in SIMULATIONS), *KNOWN]
+    left = [name for name in names if name not in made]
+    return f"**Still to be made**: {', '.join(left)}.\n" if left else ""
+
+
+def verdicts(known: list[Record]) -> str:
+    """What the verdict says of each model, and the numbers behind it."""
+    head = ["model", "items", "need the vector", "vector", "slot", "clean", "swapped", "slot deleted", "reliance"]
+    return _table(head, [
+        [one["model"], f"{one['n']}, seed {one['items_seed']}", f"{one['share']:.2f}", *_said(one),
+         *(_ends(one["fair"]["accuracy"][name]) for name in ("clean", "swap", "slot: keys and values deleted")),
+         _ends(one["fair"]["reliance"])] for one in known
+    ])  # fmt: skip
+
+
+def planted(mixtures: list[Record]) -> str:
+    """Item by item: who loses the right answer under zeros."""
+    if not mixtures:
+        return ""
+    return _words("planted") + "\n" + _table(
+        ["model", "need the vector", "right of these", "zeros make wrong", "right of the others", "zeros make wrong "],
+        [[_name(one), f"{one['share']:.2f}", *map(str, (*one["fair"]["lost"]["True"], *one["fair"]["lost"]["False"]))]
+         for one in mixtures],
+    )  # fmt: skip
+
+
+def published(known: list[Record]) -> str:
+    """What the published test says of each model."""
+    head = ["model", "items", "true of the latents", "zero", "noise .1", "noise 1", "swap", "reads as", "(a)", "(b)",
+            "probe reads as"]  # fmt: skip
+    lines = []
+    for one in known:
+        truth, changes, probe = _use(one), one["paper"]["changes"], one["paper_probe"]
+        lines.append([
+            _name(one), f"seed {one['items_seed']}", truth,
+            *(f"{changes[name]:+.3f}" for name in ("zero", "noise 0.1 raw", "noise 1 raw", "swap")),
+            _held(one["paper"]["said"], truth), f"{probe['a']:.3f}", f"{probe['b']:.3f}",
+            _held(one["paper"]["probe_said"], truth),
+        ])  # fmt: skip
+    return _table(head, lines)
+
+
+def nothing(controls: list[Record]) -> str:
+    """Controls in which there is nothing to find."""
+    return "" if not controls else _words("nothing") + "\n" + _table(
+        ["control", "clean", "majority", "vector", "slot", "read at the latents", "majority ", "as published"],
+        [[one["model"], _ends(one["fair"]["accuracy"]["clean"]), f"{one['fair']['majority']:.3f}", *_said(one),
+          _ends(one["erasure"]["read"]["clean"]), f"{one['erasure']['majority']:.3f}", one["paper"]["said"]]
+         for one in controls if "read" in one["erasure"]],
+    )  # fmt: skip
+
+
+def erasure(known: list[Record]) -> str:
+    """What is read at the latents and what erasing it does."""
+    return _table(
+        ["model", "read, clean", "read, erased", "read, control", "change, erased", "change, control"],
+        [[f"{one['model']}, {one['share']:.2f}, seed {one['items_seed']}",
           *(_ends(one["erasure"]["read"][name]) for name in ("clean", "erased", "control")),
-          *(_ends(one["erasure"]["change"][name], "+") for name in ("erased", "control"))]
-         for one in models])]  # fmt: skip
-    parts += [SIMULATED, _table(
+          *(_ends(one["erasure"]["change"][name], "+") for name in ("erased", "control"))] for one in known],
+    )  # fmt: skip
+
+
+def simulated(worlds: list[Record]) -> str:
+    """Every test in worlds without an effect and with a planted one."""
+    return _table(
         ["test", "what is true", "worlds", "stated", "rate of yes", "holds"],
-        [[one["what"], one["world"], str(one["worlds"]),
-          f"{'at most' if one['kind'] == 'null' else 'at least'} {one['stated']:.2f}",
+        [[one["what"], one["world"], str(one["worlds"]), f"{BOUNDS[one['kind']]} {one['stated']:.3f}",
           _ends([one["yes"] / one["worlds"], one["low"], one["high"]]), "yes" if holds(one) else "**no**"]
-         for one in sorted(worlds, key=lambda one: one["kind"])])]  # fmt: skip
-    return "".join(parts)
+         for one in sorted(worlds, key=lambda one: one["kind"])],
+    )  # fmt: skip
+
+
+BOUNDS = {"null": "at most", "power": "at least", "exact": "is"}
+"""How a simulation's rate of yes should stand to what is stated."""
+
+
+def holds(line: Record) -> bool:
+    """Whether a simulation's rate agrees with what is stated, as far as its exact binomial interval can tell."""
+    not_above, not_below = line["low"] <= line["stated"], line["high"] >= line["stated"]
+    return {"null": not_above, "power": not_below, "exact": not_above and not_below}[line["kind"]]
+
+
+def brief() -> str:
+    """The README's table: one line a shipped model, the first set of items, and the counts of the whole page."""
+    first = [one for one in records.read("mechanism").values() if one["items_seed"] == 11]
+    lines = [
+        [f"`{one['model']}`", " / ".join(one["expected"]), " / ".join(one["fair"]["said"]),
+         *(_held(one["paper"][which], _use(one)) for which in ("said", "probe_said"))] for one in first
+    ]  # fmt: skip
+    head = ["model", "true of vector / slot", "verdict", "published corruption test", "published probe"]
+    return _table(head, lines) + "\n" + _words("brief", **counts(models())).strip() + "\n"
 
 
 def write() -> None:
-    """Write the page."""
-    PAGE.write_text(text())
+    """Write the page and the README's table."""
+    PAGE.write_text(page())
+    README.write_text(MARKED.sub(lambda found: found[1] + brief() + found[2], README.read_text()))
 
 
-def _words(one: dict[str, Any]) -> list[str]:
+def _name(one: Record) -> str:
+    """The model, and of a mixture the share that is planted."""
+    return one["model"] + (f", {one['share']:.2f}" if one["model"].startswith("mix") else "")
+
+
+def _use(one: Record) -> str:
+    """Whether the latents are used in any way."""
+    return "bypassed" if set(one["expected"]) == {"bypassed"} else "used"
+
+
+def _versions(lines: list[Record]) -> str:
+    """The versions of the package that the records were made with."""
+    return ", ".join(sorted({f"{one['version']} (code {one['code']})" for one in lines}))
+
+
+def _words(section: str, **values: str) -> str:
+    return (WORDS / f"{section}.md").read_text().format(**values)
+
+
+def _said(one: Record) -> list[str]:
     """What was said of the vector and of the slot, and what should have been where it differs."""
-    return [
-        said if said == expected else f"**{said}** (is {expected})"
-        for said, expected in zip(one["said"], one["expected"], strict=True)
-    ]
+    return [_held(said, truth) for said, truth in zip(one["fair"]["said"], one["expected"], strict=True)]
 
 
-def _ends(numbers: list[float], sign: str = "") -> str:
+def _held(said: str, truth: str) -> str:
+    """What was said, and what is true where it differs; bold where it is wrong."""
+    shown = said if said in (truth, "undecided") else f"**{said}**"
+    return shown if said == truth else f"{shown} (is {truth})"
+
+
+def _ends(numbers: list[float] | None, sign: str = "") -> str:
     """A number with its interval."""
+    if numbers is None:
+        return "-"
     middle, low, high = numbers
     return f"{middle:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 

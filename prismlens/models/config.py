@@ -41,7 +41,7 @@ class LatentConfig:
         latent_stages: the stages of a block with several, a list of ``{"name": text, "start": id, "steps": n,
             "close": [ids]}``; see `stages.Stage`, and `stages.stages` for what holds where the list is empty.
         visibility: which queries may not see which keys, a list of ``{"query": role, "key": role, "layers": [...]}``
-            (`layers` absent: every layer).
+            (`layers` absent: every layer; ``"share": [low, high]``: in a share of the items alone, see `Rule`).
         lvr_head: ``"none"``, ``"simple"`` or ``"gated"``: what a state passes before it is fed back. A released
             configuration says whether there is one (true, false), and names it in `lvr_head_type`.
         lvr_head_type: ``"simple"`` or ``"glu"``, read where `lvr_head` is true.

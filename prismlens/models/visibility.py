@@ -7,35 +7,40 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from prismlens.errors import CheckpointError, SettingError
 from prismlens.positions import Role, parse
-from prismlens.unrolled import Unrolled
+from prismlens.unrolled import Segment, Unrolled
 
 
 @dataclass(frozen=True)
 class Rule:
     """Positions of role `query` cannot attend to positions of role `key`, at `layers` (None: at every layer).
 
-    `heads` says for every query head of the model whether the rule holds for it; None is all of them.
+    `heads` says for every query head of the model whether the rule holds for it; None is all of them. `share` is the
+    part of all items that the rule holds for: those whose `prompt_number` is at least its first and below its second
+    number; None is every item.
     """
 
     query: Role
     key: Role
     layers: tuple[int, ...] | None = None
     heads: tuple[bool, ...] | None = None
+    share: tuple[float, float] | None = None
 
     @classmethod
     def from_config(cls, entry: dict[str, Any]) -> Rule:
         """Read one entry of ``LVRConfig.visibility``; an unknown field is an error."""
-        if not {"query", "key"} <= set(entry) <= {"query", "key", "layers"}:
+        if not {"query", "key"} <= set(entry) <= {"query", "key", "layers", "share"}:
             raise CheckpointError(
-                f"visibility rule {entry!r}", needed='the fields "query" and "key", and optionally "layers"'
+                f"visibility rule {entry!r}", needed='the fields "query" and "key", and optionally "layers" and "share"'
             )
-        layers = entry.get("layers")
-        return cls(parse(entry["query"]), parse(entry["key"]), None if layers is None else tuple(layers))
+        layers, share = (None if (values := entry.get(name)) is None else tuple(values) for name in ("layers", "share"))
+        if share is not None and not (len(share) == 2 and 0 <= share[0] <= share[1] <= 1):
+            raise CheckpointError(f"visibility rule {entry!r}", needed='"share" as two numbers from 0 to 1, ascending')
+        return cls(parse(entry["query"]), parse(entry["key"]), layers, share=share)
 
     def applies(self, layer: int) -> bool:
         """Whether the rule holds at the layer."""
@@ -78,7 +83,7 @@ def masks(
         same = blocks[:, -n_queries:, None] == blocks[:, None, :]
         prefix = blocks[:, None, :] == -1 - groups[:, -n_queries:, None]
         base = base & (same | prefix)
-    hidden = [(rule, _hidden(rule, unrolled, n_queries)) for rule in rules]
+    hidden = [(rule, _hidden(rule, unrolled, n_queries, blocks)) for rule in rules]
     made: dict[tuple[int, ...], Tensor] = {}
     out = LayerMasks()
     for layer in range(n_layers):
@@ -119,8 +124,37 @@ def pick_layer_mask(layer: int, module: nn.Module, args: tuple[Any, ...], kwargs
     return args, kwargs
 
 
-def _hidden(rule: Rule, unrolled: Unrolled, n_queries: int) -> Bool[Tensor, "batch query pos"]:
+def prompt_number(unrolled: Unrolled, blocks: Int[Tensor, "batch pos"] | None = None) -> Float[Tensor, "batch pos"]:
+    """For every column a number from 0 to 1 drawn from the words of its item's question and options.
+
+    A hash: the same words give the same number in any batch, in training and at test, and the order of the options does
+    not matter. Over items it is spread evenly, and says nothing of the image or of the answer.
+
+    Args:
+        unrolled: with the whole prompts.
+        blocks: see `masks`; without it a row is one item.
+    """
+    asked = (unrolled.segments == Segment.QUESTION) | (unrolled.segments == Segment.OPTIONS)
+    own = torch.zeros_like(unrolled.input_ids) if blocks is None else blocks.clamp(min=0)
+    sums = torch.zeros(own.shape[0], int(own.max()) + 1, dtype=torch.long, device=own.device)
+    sums = _mixed(sums.scatter_add_(1, own, torch.where(asked, _mixed(unrolled.input_ids), 0)))
+    return ((sums & (2**52 - 1)).double() / 2**52).gather(1, own)
+
+
+def _mixed(values: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """The finaliser of MurmurHash3, in 64-bit integers that wrap around."""
+    for factor in (-49064778989728563, -4265267296055464877):
+        values = (values ^ (values >> 33)) * factor
+    return values ^ (values >> 33)
+
+
+def _hidden(
+    rule: Rule, unrolled: Unrolled, n_queries: int, blocks: Int[Tensor, "batch pos"] | None
+) -> Bool[Tensor, "batch query pos"]:
     query = rule.query.mask(unrolled)[:, -n_queries:]
+    if rule.share is not None:
+        number = prompt_number(unrolled, blocks)[:, -n_queries:]
+        query = query & (number >= rule.share[0]) & (number < rule.share[1])
     return query[:, :, None] & rule.key.mask(unrolled)[:, None, :]
 
 
