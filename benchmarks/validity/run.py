@@ -24,15 +24,14 @@ from known import KNOWN, Known
 import prismlens
 
 PACKAGE = Path(prismlens.__file__).parent
-MEASURING = ("corruption.py", "verdict.py", "stats", "probes", "decodability", "interventions", "experiment")
+MEASURING = ("corruption", "verdict", "stats", "probes", "decodability", "interventions", "experiment")
 """The parts of the package whose change can change a record; the code digest is taken over these."""
 
 
 def digest() -> str:
     """Of the measuring code, named in every record; a record made by other code says so on the page."""
-    roots = [PACKAGE / name for name in MEASURING]
-    files = sorted(path for root in roots for path in ([root] if root.is_file() else root.rglob("*.py")))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+    files = [path for name in MEASURING for path in (*PACKAGE.glob(f"{name}.py"), *(PACKAGE / name).rglob("*.py"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:12]
 
 
 def jobs() -> dict[str, Callable[[], tuple[dict[str, Any], pd.DataFrame | None]]]:

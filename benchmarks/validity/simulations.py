@@ -181,7 +181,7 @@ SIMULATIONS: Mapping[str, Simulation] = {
     "change": Simulation("95 % interval of a change misses it", "change -.10", "null", 0.05, 1000, change_outside),
     "equivalence": Simulation("called equal within .05", "change -.05, the margin", "null", 0.05, 1000, called_equal),
     "null500": Simulation(
-        "paired permutation p <= .05, 500 items", NOTHING + "; rate: its computed size", "exact", power(0.0), 1000, rejected
+        "paired permutation p <= .05, 500 items", NOTHING + "; rate: computed", "exact", power(0.0), 1000, rejected
     ),
     "change500": Simulation("95 % interval of a change misses it, 500", "change -.05", "exact", 0.05, 1000, missed),
     "equal500": Simulation(
@@ -189,7 +189,7 @@ SIMULATIONS: Mapping[str, Simulation] = {
     ),
     **{
         f"planted{points:02d}": Simulation(
-            "paired permutation p <= .05, 500 items", f"change -.{points:02d}; rate: its computed power", "exact",
+            "paired permutation p <= .05, 500 items", f"change -.{points:02d}; rate: computed", "exact",
             power(-points / 100), 500, partial(rejected, change=-points / 100),
         )
         for points in (2, 5, 10)
