@@ -72,6 +72,10 @@ def render(frame: pd.DataFrame, title: str, left_out: Mapping[str, Sequence[str]
     out = io.StringIO()
     console = Console(file=out, width=WIDTH, highlight=False, markup=False, emoji=False, color_system=None)
     console.print(table)
+    for line in lines:
+        if line["bit_equal"] is True and line["same_output"] < line["n"]:
+            differ = f"{line['n'] - line['same_output']:.0f} of {line['n']:.0f} items differ"
+            console.print(f"CONTROL FAILED: {line['condition']} must be bit-equal to the clean run, and {differ}")
     for name, ids in left_out.items():
         shown = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
         console.print(f"{name}: {len(ids)} items left out, without donor or position: {shown}")

@@ -54,6 +54,7 @@ def judge(frame: pd.DataFrame, part: str, majority: float, margin: float) -> Jud
 
     The rules, in this order; a change is *significant* where Holm's p is below `ALPHA`:
 
+    0. *undecided* where a control that must be bit-equal to the clean run (``bit_equal``) is not on every item;
     1. *undecided* where the clean accuracy's interval reaches down to the majority rate: there is nothing to lose;
     2. *undecided* where the part has no condition that could be tested;
     3. *load-bearing* where every condition that removes what is particular to the item lowers accuracy significantly,
@@ -73,6 +74,9 @@ def judge(frame: pd.DataFrame, part: str, majority: float, margin: float) -> Jud
     """
     lines: list[dict[str, Any]] = frame.reset_index().to_dict("records")
     clean = next(line for line in lines if line["condition"] == CLEAN)
+    broken = [line for line in lines if line.get("bit_equal") is True and line["same_output"] < line["n"]]
+    if broken:
+        return Judgement(UNDECIDED, _broken(broken))
     tested = [line for line in lines if line["part"] == part and line["p_holm"] == line["p_holm"]]
     if not clean["low"] > majority:
         return Judgement(
@@ -96,6 +100,14 @@ def judge(frame: pd.DataFrame, part: str, majority: float, margin: float) -> Jud
         f"no significant loss, and not equivalent within {margin:.3f}: effects smaller than "
         f"{max(line['detectable'] for line in tested):.3f} could not be found with these items",
     )
+
+
+def _broken(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Which controls failed; nothing else can then be trusted."""
+    named = ", ".join(
+        f"{x['condition']!r} ({x['n'] - x['same_output']:.0f} of {x['n']:.0f} items differ)" for x in lines
+    )
+    return f"edits that put back what was there changed the output: {named}"
 
 
 def _same(line: Mapping[str, Any], margin: float) -> bool:

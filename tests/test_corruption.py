@@ -13,7 +13,14 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 import prismlens.stats as statistics
-from prismlens.corruption import COLUMNS, CorruptionTest, corruption_test, default_conditions, part_of
+from prismlens.corruption import (
+    COLUMNS,
+    CorruptionTest,
+    corruption_test,
+    default_conditions,
+    default_controls,
+    part_of,
+)
 from prismlens.data.shapes import shapes
 from prismlens.errors import ResultsError
 from prismlens.experiment import CLEAN
@@ -111,6 +118,7 @@ TESTED = ("zero", "noise", "deleted")
         ([Edit(Identity())], "control"),
         ([Edit(Identity(), site="kv"), Edit(Identity())], "control"),
         ([Edit(Zero())], "vector"),
+        ([Edit(Swap(donor="self", image="any"), site="kv")], "control"),
         ([Edit(Identity()), Edit(Noise(1.0), mode="held")], "vector"),
         ([Edit(Swap(), positions=latent[0])], "vector"),
         ([Edit(Zero(), site="kv")], "slot"),
@@ -235,7 +243,7 @@ def test_following_and_staying_are_counted_on_the_items_that_are_there(frame):
 
 
 def test_a_condition_with_nothing_left_or_one_scene_has_counts_and_no_statistics(frame):
-    counts = ["part", "removes", "n", "left_out", "changed", "same_output"]
+    counts = ["part", "removes", "n", "left_out", "changed", "same_output", "bit_equal", "seeds"]
     for name in ("one scene", "nobody"):
         assert frame.loc[name].drop(counts).isna().all()
         assert frame.loc[name, counts].notna().all()
@@ -285,8 +293,13 @@ def test_on_a_model_every_default_condition_has_its_line(tmp_path: Path):
     by_hand = corruption_test(twins().traced, items, margin=0.2, seed=5, on_missing="drop")
     frame = by_hand.frame()
     assert (by_hand.margin, by_hand.seed) == (0.2, 5)
-    assert list(frame.index) == [CLEAN, *default_conditions(0)]
-    assert {name: by_hand.edits(name) for name in default_conditions(5)} == default_conditions(5)
+    every = default_conditions(5) | default_controls(5, 3)
+    assert list(frame.index) == [CLEAN, *every]
+    assert {name: by_hand.edits(name) for name in every} == every and by_hand.controls == tuple(default_controls(0, 3))
+    assert set(frame.part[list(default_controls(0, 3))]) == {"control"}
+    assert list(frame.index[frame.bit_equal == True]) == ["no-op", "control: self-donor"]  # noqa: E712
+    assert frame.same_output["control: self-donor"] == 8 and not by_hand.broken_controls
+    assert frame.same_output["control: question zeroed"] < 8, "the same edit elsewhere was made"
     assert (frame.n + frame.left_out.fillna(0) == 8).all() and frame.same_output["no-op"] == 8
     assert frame.left_out["swap, other answer"] == len(by_hand.left_out["swap, other answer"]) > 0
     pd.testing.assert_frame_equal(frame, CorruptionTest.load(by_hand.save(tmp_path / "run")).frame(), check_exact=True)

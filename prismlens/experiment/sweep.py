@@ -127,7 +127,8 @@ class Sweep:
         able = with_positions(clean, variant.edits) if self.on_missing == "drop" else list(items)
         kept = with_donors(able, variant.edits, self.on_missing)
         if len(kept) < len(items):
-            self.left_out[variant.condition] = sorted({item.id for item in items} - {item.id for item in kept})
+            gone = {item.id for item in items} - {item.id for item in kept}
+            self.left_out[variant.condition] = sorted(gone.union(self.left_out.get(variant.condition, ())))
         if not kept:
             return Ready(variant, BatchEdits((), self.model.hf.n_layers), frozenset())
         return self._prepared(variant, kept, unedited.take(able), values)

@@ -14,6 +14,12 @@ DRAWS_NOTHING = (Identity, Mean, Oracle, Scale, Structural, Zero)
 """Operations that do the same under every seed; any other is taken to draw something."""
 
 
+def draws(edit: Edit) -> bool:
+    """Whether an edit does something else under another seed."""
+    alone = isinstance(edit.op, Swap) and edit.op.donor == "self"
+    return not (alone or isinstance(edit.op, DRAWS_NOTHING))
+
+
 @dataclass(frozen=True)
 class Variant:
     """One condition under one seed.
@@ -49,7 +55,7 @@ def variants(conditions: Mapping[str, Sequence[Edit]], seeds: Sequence[int] | No
 
 def _seeded(name: str, edits: tuple[Edit, ...], seeds: Sequence[int] | None) -> list[Variant]:
     """One condition's variants."""
-    drawn = sorted({edit.seed for edit in edits if not isinstance(edit.op, DRAWS_NOTHING)})
+    drawn = sorted({edit.seed for edit in edits if draws(edit)})
     if seeds is None or not drawn:
         return [Variant(name, drawn[0] if len(drawn) == 1 else None, edits)]
     if len(drawn) > 1:

@@ -16,6 +16,8 @@ SHOWN = 5
 
 ANYONE = "anyone"
 """The one policy under which the item itself, and items of other categories, may be the donor."""
+SELF = "self"
+"""The policy under which the item is its own donor."""
 
 Fits = Callable[[Item, Item], bool]
 """Whether the second item may be the donor of the first."""
@@ -39,6 +41,7 @@ CONTENT: Mapping[str, Fits] = {
     "same-answer": _same_answer,
     "answer-in-options": _answer_in_options,
     ANYONE: lambda item, donor: True,
+    SELF: lambda item, donor: donor.id == item.id,
 }
 """What each policy asks of the two answers. They are compared by content: letters are shuffled from item to item."""
 
@@ -62,7 +65,8 @@ def match_donors(
 ) -> DonorMap:
     """A donor for each item: another item of the same category that fits the policy, drawn evenly from all that do.
 
-    Under ``"anyone"`` it may be of any category, and the item itself. A policy with a `pool` draws that many first.
+    Under ``"anyone"`` it may be of any category, and the item itself; under ``"self"`` it is the item itself. A policy
+    with a `pool` draws that many first.
 
     The donor of an item depends on the seed and on the pool, not on any order. Donors may serve twice.
 
@@ -115,7 +119,7 @@ def _candidates(item: Item, pool: Sequence[Item], policy: Swap) -> list[tuple[st
         (f"same category {item.category!r}", lambda item, donor: donor.category == item.category),
     )
     filters: tuple[tuple[str, Fits], ...] = (
-        *(() if policy.donor == ANYONE else another),
+        *(() if policy.donor in (ANYONE, SELF) else another),
         (f"image {policy.image}", IMAGE[policy.image]),
         (f"donor {policy.donor}", CONTENT[policy.donor]),
     )
@@ -155,7 +159,7 @@ def _impossible(
     lines = []
     for item in lacking[:SHOWN]:
         counts = ", ".join(f"{name}: {len(left)}" for name, left in candidates[item.id])
-        asked = policy.donor not in ("any", ANYONE)
+        asked = policy.donor not in ("any", ANYONE, SELF)
         unknown = " (the item's own answer is not known)" if asked and item.answer is None else ""
         lines.append(f"item {item.id!r}{unknown}: {counts}")
     rest = f"; and {len(lacking) - SHOWN} more items" if len(lacking) > SHOWN else ""

@@ -8,7 +8,7 @@ from prismlens.errors import EditError
 from prismlens.interventions.operation import one_of
 from prismlens.interventions.transplant import Transplant
 
-DONORS = ("any", "different-answer", "same-answer", "answer-in-options", "anyone")
+DONORS = ("any", "different-answer", "same-answer", "answer-in-options", "anyone", "self")
 IMAGES = ("different", "any")
 
 
@@ -23,7 +23,8 @@ class Swap(Transplant):
     Args:
         donor: which answers (by content, not by letter) a donor may have: ``"any"``, ``"different-answer"``,
             ``"same-answer"``, ``"answer-in-options"``; in each case another item of the same category. ``"anyone"``
-            asks for nothing: any category, and the item itself. The choice is made by `match_donors`.
+            asks for nothing: any category, and the item itself. ``"self"`` is the item itself, with ``image="any"``: a
+            control, for it must change nothing, bit for bit. The choice is made by `match_donors`.
         image: ``"different"`` asks for a donor of another group, ``"any"`` does not.
         pool: how many items, drawn by the seed, donors come from; None for all there are.
     """
@@ -35,6 +36,13 @@ class Swap(Transplant):
     def __post_init__(self) -> None:
         one_of("donor", self.donor, DONORS)
         one_of("image", self.image, IMAGES)
+        if self.donor == "self" and (self.image != "any" or self.pool is not None):
+            raise EditError(
+                f"Swap(donor='self', image={self.image!r}, pool={self.pool!r})",
+                needed="image='any' and no pool",
+                cause="an item's own image is never another one, and nobody is drawn",
+                fix="write Swap(donor='self', image='any')",
+            )
         whole = isinstance(self.pool, int) and not isinstance(self.pool, bool) and self.pool >= 1
         if self.pool is not None and not whole:
             raise EditError(f"pool={self.pool!r}", needed="a whole number of at least 1, or None for all items")

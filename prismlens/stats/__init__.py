@@ -7,6 +7,7 @@ resampled, flipped, or counted for degrees of freedom.
 from __future__ import annotations
 
 from prismlens.stats.bootstrap import cluster_mean_interval
+from prismlens.stats.crossed import CrossedMean, crossed_mean
 from prismlens.stats.detectable import minimum_detectable_effect
 from prismlens.stats.equivalence import Equivalence, equivalence
 from prismlens.stats.jackknife import jackknife_interval
@@ -16,6 +17,7 @@ from prismlens.stats.paired import PairedDifference, paired_difference
 from prismlens.stats.rates import Interval, Majority, covers, majority_rate, proportion_interval
 
 __all__ = [
+    "CrossedMean",
     "Equivalence",
     "Interval",
     "Majority",
@@ -23,6 +25,7 @@ __all__ = [
     "PairedDifference",
     "cluster_mean_interval",
     "covers",
+    "crossed_mean",
     "equivalence",
     "holm",
     "jackknife_interval",

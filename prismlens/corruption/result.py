@@ -1,8 +1,7 @@
-"""The corruption test: does breaking the latents change the answers? Conditions, and their paired statistics."""
+"""The rows of a corruption test and the table computed from them; runs nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,72 +9,23 @@ from typing import Any
 import pandas as pd
 
 import prismlens.stats as stats
+from prismlens.corruption import seeded
+from prismlens.corruption.conditions import CONTROL, ELSEWHERE, SLOT, VECTOR, bit_equal, part_of, removes
 from prismlens.errors import ResultsError
-from prismlens.experiment import CLEAN, run_conditions
-from prismlens.interventions import Cut, DeleteKV, Edit, Identity, Mean, Noise, Structural, Swap, Zero
-from prismlens.positions import latent
-from prismlens.positions.role import Index
+from prismlens.experiment import CLEAN
+from prismlens.interventions import Edit
 from prismlens.results import Results
-from prismlens.sites import LATENT
-from prismlens.trace import PrismModel
-from prismlens.types import Item
 
 MARGIN = 0.05
 """Default equivalence margin, in accuracy: a change inside it counts as none."""
 
-VECTOR, SLOT, ELSEWHERE, CONTROL = "vector", "slot", "elsewhere", "control"
-"""What a condition breaks: the vectors that are fed back, anything else about latents, other positions, or nothing."""
-REMOVES = (Zero, Mean, Swap, DeleteKV, Cut)
-"""Operations that can take away all that is particular to the item; the others (noise, scaling) leave some of it."""
 COLUMNS = (
     "condition", "part", "removes", "n", "left_out", "accuracy", "low", "high", "change", "change_low", "change_high",
     "p", "p_holm", "gained", "lost", "p_mcnemar", "p_equivalent", "equivalent", "detectable", "changed", "same_output",
-    "follow", "follow_low", "follow_high", "stay", "stay_low", "stay_high", "follow_null",
+    "follow", "follow_low", "follow_high", "stay", "stay_low", "stay_high", "follow_null", "bit_equal", "seeds",
+    "seed_sd",
 )  # fmt: skip
 """The columns of `CorruptionTest.frame`, in order; all are there whatever the conditions."""
-
-
-def default_conditions(seed: int) -> dict[str, tuple[Edit, ...]]:
-    """The conditions of `corruption_test`, by name; what each asks stands with its operation."""
-
-    def one(op: Any, **where: Any) -> tuple[Edit, ...]:
-        return (Edit(op, seed=seed, **where),)
-
-    return {
-        "no-op": one(Identity()),
-        "zero": one(Zero()),
-        "mean": one(Mean()),
-        "noise 1 std": one(Noise(1.0, unit="std")),
-        "noise 3 std": one(Noise(3.0, unit="std")),
-        "noise 3 std, held": one(Noise(3.0, unit="std"), mode="held"),
-        "noise norm-matched": one(Noise(1.0, unit="norm")),
-        "swap": one(Swap()),
-        "swap, other answer": one(Swap(donor="answer-in-options")),
-        "slot: zero keys and values": one(Zero(), site="kv"),
-        "slot: swap keys and values": one(Swap(), site="kv"),
-        "slot: keys and values deleted": one(DeleteKV()),
-    }
-
-
-def part_of(edits: Sequence[Edit]) -> str:
-    """Which question a condition answers, read off its edits: control, vector, slot, or elsewhere (not judged)."""
-    if all(isinstance(edit.op, Identity) for edit in edits):
-        return CONTROL
-    broken = [edit.op.to if isinstance(edit.op, Cut) else edit.positions for edit in edits]
-    if not all(role == latent or (isinstance(role, Index) and role.role == latent) for role in broken):
-        return ELSEWHERE
-    return VECTOR if all(edit.site == LATENT and not isinstance(edit.op, Structural) for edit in edits) else SLOT
-
-
-def removes(edits: Sequence[Edit]) -> bool:
-    """Whether a condition takes away all that is particular to the item, at every latent."""
-    return any(
-        isinstance(edit.op, REMOVES)
-        and (edit.op.to if isinstance(edit.op, Cut) else edit.positions) == latent
-        and getattr(edit.op, "layers", None) is None
-        and getattr(edit.op, "donor", "") != "same-answer"
-        for edit in edits
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,11 +36,13 @@ class CorruptionTest:
         results: per-item rows and manifest; see `run_conditions`.
         margin: equivalence margin, in accuracy.
         seed: of the bootstrap.
+        controls: names of the conditions that stand beside the others: not judged, and outside the correction.
     """
 
     results: Results
     margin: float = MARGIN
     seed: int = 0
+    controls: tuple[str, ...] = ()
 
     def frame(self) -> pd.DataFrame:
         """One line a condition, computed from the rows.
@@ -102,7 +54,12 @@ class CorruptionTest:
         ``p_equivalent, equivalent`` (two one-sided tests against the margin), ``detectable`` (smallest change found
         with power .8); ``changed`` (answers that differ from the clean ones), ``same_output`` (items whose text and
         option probabilities are bit-equal to the clean ones); where there are donors ``follow, stay`` with intervals,
-        and ``follow_null`` (how often the clean answer is already the donor's).
+        and ``follow_null`` (how often the clean answer is already the donor's). ``bit_equal``: whether nothing may
+        differ at all, in which case ``same_output`` must be ``n`` (see `broken_controls`).
+
+        ``seeds``: under how many a condition ran. Where they are several, means are over items and seeds, intervals and
+        p-values take both for samples (`stats.crossed_mean`), counts of items are means over seeds, there is no
+        McNemar test (which wants one pair an item), and ``seed_sd`` is the standard deviation of the seeds' changes.
         """
         by_name: dict[str, pd.DataFrame] = {
             str(name): rows for name, rows in self.results.rows.groupby("condition", sort=False)
@@ -119,6 +76,14 @@ class CorruptionTest:
         if len(tested):
             frame.loc[tested, "p_holm"] = stats.holm(frame.loc[tested, "p"].to_numpy(dtype=float))
         return frame
+
+    @property
+    def broken_controls(self) -> dict[str, int]:
+        """Condition -> rows that differ from the clean run and must not, bit for bit; empty where all is well."""
+        rows = self.results.rows
+        wrong = rows.condition[~rows.same_output.astype(bool)].value_counts()
+        names = self.results.manifest["conditions"]
+        return {name: int(wrong[name]) for name in names if name in wrong and bit_equal(self.edits(name))}
 
     def edits(self, condition: str) -> tuple[Edit, ...]:
         """The edits of a condition, read back from the manifest."""
@@ -140,9 +105,9 @@ class CorruptionTest:
         return self.stored().save(folder)
 
     def stored(self) -> Results:
-        """What `save` writes and `load` reads: the rows, and a manifest that has margin and seed too."""
-        manifest = {**self.results.manifest, "corruption_test": {"margin": self.margin, "seed": self.seed}}
-        return Results(self.results.rows, manifest)
+        """What `save` writes and `load` reads: the rows, and a manifest that has margin, seed and controls too."""
+        settings = {"margin": self.margin, "seed": self.seed, "controls": list(self.controls)}
+        return Results(self.results.rows, {**self.results.manifest, "corruption_test": settings})
 
     @classmethod
     def load(cls, folder: str | Path) -> CorruptionTest:
@@ -151,7 +116,7 @@ class CorruptionTest:
         settings = results.manifest.get("corruption_test")
         if not isinstance(settings, dict):
             raise ResultsError(f"{str(folder)!r} holds other results", needed="a saved corruption test")
-        return cls(results, **settings)
+        return cls(results, **{**settings, "controls": tuple(settings.get("controls", ()))})
 
     def _clean_line(self, clean: pd.DataFrame) -> dict[str, Any]:
         interval = stats.cluster_mean_interval(clean.correct.to_numpy(), clean.group, seed=self.seed)
@@ -163,16 +128,21 @@ class CorruptionTest:
     def _line(self, name: str, clean: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Any]:
         """One condition against the clean run of its items; what needs two groups is missing where there is one."""
         edits = self.edits(name)
-        clean = clean.loc[list(rows.item)]
         line: dict[str, Any] = {
-            "condition": name, "part": part_of(edits), "removes": removes(edits),
-            "n": len(rows), "left_out": len(self.left_out.get(name, ())),
+            "condition": name, "part": CONTROL if name in self.controls else part_of(edits), "removes": removes(edits),
+            "bit_equal": bit_equal(edits),
+        }  # fmt: skip
+        if seeded.count(rows) > 1:
+            return line | seeded.line(clean, rows, self.margin)
+        clean = clean.loc[list(rows.item)]
+        line |= {
+            "n": len(rows), "left_out": len(self.left_out.get(name, ())), "seeds": 1,
             "changed": int((clean.choice.fillna("").to_numpy() != rows.choice.fillna("").to_numpy()).sum()),
             "same_output": int(rows.same_output.sum()),
         }  # fmt: skip
         if rows.group.nunique() >= 2:
             line |= self._statistics(clean.correct.to_numpy(), rows.correct.to_numpy(), clean.group.to_numpy())
-            if rows.donor.notna().any():
+            if rows.donor.notna().any() and not line["bit_equal"]:
                 line |= self._follow(clean, rows, clean.group.to_numpy())
         return line
 
@@ -200,32 +170,3 @@ class CorruptionTest:
         already = clean.content_chosen.to_numpy() == rows.donor_content.to_numpy()
         out["follow_null"] = float((already & ~clean.correct.to_numpy()).mean())
         return out
-
-
-def corruption_test(
-    model: PrismModel,
-    items: Sequence[Item],
-    *,
-    conditions: Mapping[str, Sequence[Edit]] | None = None,
-    margin: float = MARGIN,
-    seed: int = 0,
-    on_missing: str = "raise",
-    progress: bool = False,
-) -> CorruptionTest:
-    """Break the latents in several ways and compare with the clean run, item by item.
-
-    Args:
-        model: the model.
-        items: with options and answers; those that share a scene share a group.
-        conditions: name -> edits; `default_conditions` when not given.
-        margin: what counts as no effect, in accuracy.
-        seed: of noise, donors and bootstrap.
-        on_missing: for items that a condition cannot be applied to, see `run_conditions`.
-        progress: show a bar.
-
-    Raises:
-        DonorError: an item has no possible donor.
-    """
-    chosen = default_conditions(seed) if conditions is None else conditions
-    results = run_conditions(model, items, chosen, on_missing=on_missing, progress=progress)
-    return CorruptionTest(results, margin, seed)
