@@ -12,7 +12,7 @@ import pandas as pd
 import prismlens as pl
 from prismlens.alignment import FORCED, FREE
 from prismlens.decodability import decodability
-from prismlens.errors import PrismlensError
+from prismlens.errors import DonorError, PrismlensError
 from prismlens.training.protocol import PROTOCOLS
 
 N, SEED = 500, 2
@@ -38,8 +38,8 @@ def measure(folder: Path, out: Path, labels: dict[str, Any]) -> Path:
     model = pl.load(folder, batch_size=100)
     items = pl.load_items("shapes", n=N, seed=SEED)
     latents = model.hf.config.latent_entry != "none"
-    rows = _choices(model, items) if latents else _clean(model, items)
     record: dict[str, Any] = {**labels, "n": N, "items_seed": SEED, "revision": model.revision}
+    rows = _choices(model, items, record) if latents else _clean(model, items)
     if latents:
         for part in (_cosines, _gap):
             try:
@@ -64,15 +64,24 @@ def _clean(model: pl.PrismModel, items: Any) -> pd.DataFrame:
     })  # fmt: skip
 
 
-def _choices(model: pl.PrismModel, items: Any) -> pd.DataFrame:
-    """One column a condition with the letter chosen; empty where a condition could not be applied to an item."""
-    found = pl.run_conditions(model, items, CONDITIONS, on_missing="drop").rows
+def _choices(model: pl.PrismModel, items: Any, record: dict[str, Any]) -> pd.DataFrame:
+    """One column a condition with the letter chosen; empty where a condition could not be applied to an item.
+
+    A model that decides itself how many latents it has may need more than its donor has: the swaps are then missing.
+    """
+    try:
+        found = pl.run_conditions(model, items, CONDITIONS, on_missing="drop").rows
+    except DonorError as error:
+        record["missing"] = {"swaps": str(error).splitlines()[0]}
+        others = {name: edits for name, edits in CONDITIONS.items() if not isinstance(edits[0].op, pl.Swap)}
+        found = pl.run_conditions(model, items, others, on_missing="drop").rows
     wide = found.pivot(index="item", columns="condition", values="choice")
     rows = _clean(model, items).set_index("item")
-    for name in CONDITIONS:
-        rows[name] = wide.get(name)
-    follow = found[found.condition == "swap_answer"].set_index("item").outcome
-    return rows.assign(swap_outcome=follow).reset_index()
+    for name in wide.columns.intersection(list(CONDITIONS)):
+        rows[name] = wide[name]
+    if "swap_answer" in rows:
+        rows["swap_outcome"] = found[found.condition == "swap_answer"].set_index("item").outcome
+    return rows.reset_index()
 
 
 def _cosines(model: pl.PrismModel, items: Any, rows: pd.DataFrame, record: dict[str, Any]) -> None:
