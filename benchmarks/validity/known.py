@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 from mixtures import SHARES, WEIGHTS_SEEDS, mixture, planted
+from routed import SHARES as ROUTED_SHARES
 
 import prismlens as pl
 
@@ -124,5 +125,9 @@ def _word(share: float) -> tuple[str, str]:
     return word, word
 
 
+ROUTED = {
+    f"routed-{seed}-{round(100 * share):03d}": (seed, share) for seed in SEEDS for share in ROUTED_SHARES
+}  # fmt: skip
+"""Mixtures of the rows of two shipped models: record -> seed of the items, share that needs the vectors."""
 KNOWN: Mapping[str, Known] = {**shipped(), **mixed(), **nothing()}
 """Every model and set of items under the name of its record."""

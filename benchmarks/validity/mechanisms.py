@@ -42,7 +42,8 @@ def measure(known: Known) -> tuple[dict[str, Any], pd.DataFrame]:
         "expected": list(known.expected), "share": sum(needs) / len(needs),
         "conditions": {name: list(edits) for name, edits in manifest["conditions"].items()},
         "left_out": manifest["left_out"], "margin": test.margin, "seed": seed,
-        "paper_probe": _paper_probe(model, items, seed), "erasure": _erasure(model, items, seed),
+        "paper_probe": _paper_probe(model, items, seed),
+        "erasure": _erasure(model, items, seed) if known.needs is None else None,
     }  # fmt: skip
     return record, numbered(test.results.rows, dict(zip((item.id for item in items), needs, strict=True)))
 

@@ -73,11 +73,15 @@ def published(record: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
         name.removeprefix(PAPER): float((one - clean.loc[one.index]).mean())
         for name, one in by_name.items() if name.startswith(PAPER)
     }  # fmt: skip
-    a, b = record["paper_probe"]["a"], record["paper_probe"]["b"]
+    probe = record["paper_probe"]
     return {
         "changes": changes,
         "said": "bypassed" if max(map(abs, changes.values())) <= POINTS else "used",
-        "probe_said": "bypassed" if b - CHANCE < a - b else "used",
+        "probe_said": None
+        if probe is None
+        else "bypassed"
+        if probe["b"] - CHANCE < probe["a"] - probe["b"]
+        else "used",
     }
 
 

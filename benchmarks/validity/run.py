@@ -19,7 +19,8 @@ import readings
 import records
 import simulations
 import table
-from known import KNOWN, Known
+from known import KNOWN, ROUTED, Known
+from routed import routed
 
 import prismlens
 
@@ -39,7 +40,13 @@ def jobs() -> dict[str, Callable[[], tuple[dict[str, Any], pd.DataFrame | None]]
     simulated = {
         f"simulation-{name}": (lambda name=name: (simulations.count(name), None)) for name in simulations.SIMULATIONS
     }
-    return simulated | {name: partial(measured, one) for name, one in KNOWN.items()}
+    models = {name: partial(measured, one) for name, one in KNOWN.items()}
+    return simulated | models | {name: partial(mixed, seed, share) for name, (seed, share) in ROUTED.items()}
+
+
+def mixed(seed: int, share: float) -> tuple[dict[str, Any], None]:
+    """A routed mixture's record; its rows are those of the two models."""
+    return with_readings(*routed(seed, share)), None
 
 
 def measured(known: Known) -> tuple[dict[str, Any], pd.DataFrame]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import readings
 import records
-from known import KNOWN
+from known import KNOWN, ROUTED
 from simulations import SIMULATIONS
 
 ROOT = Path(__file__).parents[2]
@@ -19,12 +19,18 @@ PAGE, README = ROOT / "docs" / "validity.md", ROOT / "README.md"
 MARKED = re.compile(r"(<!-- validity -->\n).*?(<!-- /validity -->)", re.DOTALL)
 WORDS = Path(__file__).parent / "words"
 """The page's prose, one file a section."""
+MIXED = ("mixture", "routed")
+"""Kinds of mixtures, and the first words of their names."""
 Record = dict[str, Any]
 
 
 def models() -> list[Record]:
     """The records of all models that have something to find, shipped ones first."""
-    return [*records.read("mechanism").values(), *records.read("mixture").values()]
+
+    def order(one: Record) -> tuple[str, float, int]:
+        return one["model"], one["share"], one["items_seed"]
+
+    return [one for kind in ("mechanism", *MIXED) for one in sorted(records.read(kind).values(), key=order)]
 
 
 def page() -> str:
@@ -33,7 +39,7 @@ def page() -> str:
     said, versions = counts(known), _versions([*known, *controls, *worlds])
     parts = [
         _words("head", versions=versions), missing(), verdicts(known), _words("verdicts", **said),
-        planted([one for one in known if one["model"].startswith("mixture")]), _words("published"), published(known),
+        planted([one for one in known if _is_mixture(one)]), _words("published"), published(known),
         _words("published-after", **said), nothing(controls), _words("erasure"),
         erasure(known), _words("worlds"), simulated(worlds),
     ]  # fmt: skip
@@ -42,11 +48,12 @@ def page() -> str:
 
 def counts(known: list[Record]) -> dict[str, str]:
     """How often each reading is right, and how well each ranks the models by what is true of them."""
-    share = [one["share"] for one in known]
+    share, probed = [one["share"] for one in known], [one for one in known if one["paper_probe"] is not None]
     pairs = [pair for one in known for pair in zip(one["fair"]["said"], one["expected"], strict=True)]
     used = [_use(one) for one in known]
     largest = [max(map(abs, one["paper"]["changes"].values())) for one in known]
-    gap = [one["paper_probe"]["a"] - one["paper_probe"]["b"] for one in known]
+    share_probed = [one["share"] for one in probed]
+    gap = [one["paper_probe"]["a"] - one["paper_probe"]["b"] for one in probed]
     return {
         "lines": str(len(known)), "judgements": str(len(pairs)),
         "models": str(len({_name(one) for one in known})),
@@ -55,15 +62,15 @@ def counts(known: list[Record]) -> dict[str, str]:
         "wrong": str(sum(said not in (truth, "undecided") for said, truth in pairs)),
         "rank": f"{readings.ranks(share, [one['fair']['reliance'][0] for one in known]):.2f}",
         "paper_right": str(sum(one["paper"]["said"] == truth for one, truth in zip(known, used, strict=True))),
-        "probe_right": str(sum(one["paper"]["probe_said"] == truth for one, truth in zip(known, used, strict=True))),
-        "paper_rank": f"{readings.ranks(share, largest):.2f}", "gap_rank": f"{readings.ranks(share, gap):.2f}",
+        "probe_right": str(sum(one["paper"]["probe_said"] == _use(one) for one in probed)), "probed": str(len(probed)),
+        "paper_rank": f"{readings.ranks(share, largest):.2f}", "gap_rank": f"{readings.ranks(share_probed, gap):.2f}",
     }  # fmt: skip
 
 
 def missing() -> str:
     """Which records are still to be made, if any."""
     made = {path.stem for path in records.RECORDS.glob("*.json")}
-    names = [*(f"simulation-{name}" for name in SIMULATIONS), *KNOWN]
+    names = [*(f"simulation-{name}" for name in SIMULATIONS), *KNOWN, *ROUTED]
     left = [name for name in names if name not in made]
     return f"**Still to be made**: {', '.join(left)}.\n" if left else ""
 
@@ -99,8 +106,9 @@ def published(known: list[Record]) -> str:
         lines.append([
             _name(one), f"seed {one['items_seed']}", truth,
             *(f"{changes[name]:+.3f}" for name in ("zero", "noise 0.1 raw", "noise 1 raw", "swap")),
-            _held(one["paper"]["said"], truth), f"{probe['a']:.3f}", f"{probe['b']:.3f}",
-            _held(one["paper"]["probe_said"], truth),
+            _held(one["paper"]["said"], truth),
+            *(f"{probe[end]:.3f}" if probe else "-" for end in ("a", "b")),
+            _held(one["paper"]["probe_said"], truth) if probe else "-",
         ])  # fmt: skip
     return _table(head, lines)
 
@@ -111,7 +119,7 @@ def nothing(controls: list[Record]) -> str:
         ["control", "clean", "majority", "vector", "slot", "read at the latents", "majority ", "as published"],
         [[one["model"], _ends(one["fair"]["accuracy"]["clean"]), f"{one['fair']['majority']:.3f}", *_said(one),
           _ends(one["erasure"]["read"]["clean"]), f"{one['erasure']['majority']:.3f}", one["paper"]["said"]]
-         for one in controls if "read" in one["erasure"]],
+         for one in controls],
     )  # fmt: skip
 
 
@@ -121,7 +129,8 @@ def erasure(known: list[Record]) -> str:
         ["model", "read, clean", "read, erased", "read, control", "change, erased", "change, control"],
         [[f"{one['model']}, {one['share']:.2f}, seed {one['items_seed']}",
           *(_ends(one["erasure"]["read"][name]) for name in ("clean", "erased", "control")),
-          *(_ends(one["erasure"]["change"][name], "+") for name in ("erased", "control"))] for one in known],
+          *(_ends(one["erasure"]["change"][name], "+") for name in ("erased", "control"))]
+         for one in known if one["erasure"] is not None],
     )  # fmt: skip
 
 
@@ -164,7 +173,12 @@ def write() -> None:
 
 def _name(one: Record) -> str:
     """The model, and of a mixture the share that is planted."""
-    return one["model"] + (f", {one['share']:.2f}" if one["model"].startswith("mix") else "")
+    return one["model"] + (f", {one['share']:.2f}" if _is_mixture(one) else "")
+
+
+def _is_mixture(one: Record) -> bool:
+    """Whether only a part of the items is planted to need the vectors."""
+    return one["model"].split()[0] in MIXED
 
 
 def _use(one: Record) -> str:
