@@ -20,7 +20,9 @@ import simulations  # noqa: E402
 import table  # noqa: E402
 
 ALL = {
-    name: one for kind in ("mechanism", "mixture", "routed", "sanity", "simulation") for name, one in records.read(kind).items()
+    name: one
+    for kind in ("mechanism", "mixture", "routed", "sanity", "simulation")
+    for name, one in records.read(kind).items()
 }
 
 
