@@ -17,10 +17,16 @@ MODELS = {
 """Shipped model -> what its construction says."""
 
 
-def demo(n: int, *, echo: Callable[[str], object] = print) -> None:
-    """Ask every model of `MODELS` about the same held-out scenes, and print table and verdict beside the truth."""
+def demo(n: int, *, echo: Callable[[str], object] = print, progress: bool = True) -> None:
+    """Ask every model of `MODELS` about the same held-out scenes, and print table and verdict beside the truth.
+
+    Args:
+        n: how many scenes.
+        echo: prints a text.
+        progress: show bars.
+    """
     items = load_items("shapes", n=n)
     for name, truth in MODELS.items():
-        report = prism(load(name), items, progress=True)
+        report = prism(load(name), items, progress=progress)
         echo(report.table())
         echo(f"{report.verdict}\nBy construction: {truth}.\n")

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from prismlens.cli.training import build_zoo, convert, train
+from prismlens.cli.ask import ask
+from prismlens.cli.corrupt import corrupt
+from prismlens.cli.doctor import doctor
+from prismlens.cli.output import Json, OnBad, bars, emit, records, silence
+from prismlens.cli.probe import probe
+from prismlens.cli.training import convert, train
+from prismlens.cli.zoo import zoo
 from prismlens.data.load import DEFAULT_SHAPES, load_items
 from prismlens.demo import demo as run_demo
-from prismlens.errors import PrismlensError, SettingError
-from prismlens.models.checkpoint import zoo_manifest, zoo_names
+from prismlens.errors import PrismlensError
 from prismlens.prism import prism as run_prism
 from prismlens.results import check_free
 from prismlens.trace import load
-from prismlens.types import LETTERS, Item
 
 app = typer.Typer(
     add_completion=True,
@@ -27,6 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Does a vision-language model that thinks in latents use its latents?",
+    epilog="Exit status: 0 done; 1 an error, explained on standard error, or a fault that doctor found; 2 an option or "
+    "argument that does not exist; 130 interrupted. Shell completion: prismlens --install-completion.",
 )
 
 Model = Annotated[str, typer.Argument(help="a shipped model (tiny/lvr), a local folder, or a hub id")]
@@ -35,8 +40,9 @@ Model = Annotated[str, typer.Argument(help="a shipped model (tiny/lvr), a local 
 def main() -> None:
     """The entry point: a prismlens error is printed without a traceback and ends the program with status 1."""
     warnings.showwarning = _plain_warning
+    silence()
     try:
-        app()
+        app(prog_name="prismlens")
     except PrismlensError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
@@ -53,7 +59,9 @@ def prism(
     items: Annotated[str, typer.Option(help="shapes, vstar:DIR, mmvp:DIR, or blink:DIR")] = "shapes",
     n: Annotated[int | None, typer.Option(help="items; all of a folder, 200 scenes, when left out")] = None,
     seed: Annotated[int, typer.Option(help="of items, noise, donors and intervals")] = 0,
+    on_bad: OnBad = "raise",
     out: Annotated[Path | None, typer.Option(help="a new folder for the rows and the manifest")] = None,
+    as_json: Json = False,
 ) -> None:
     """Break the latents of MODEL in several ways and say whether its answers need them.
 
@@ -61,68 +69,37 @@ def prism(
     """
     if out is not None:
         check_free(out.expanduser().resolve())
-    chosen = load_items(items, n=n, seed=seed)
-    report = run_prism(load(model), chosen, seed=seed, progress=True)
+    chosen = load_items(items, n=n, seed=seed, on_bad=on_bad)
+    report = run_prism(load(model), chosen, seed=seed, progress=bars())
+    saved = None if out is None else str(report.save(out))
+    if as_json:
+        emit(
+            {
+                "model": model, "items": len(chosen), "majority": report.corruption.majority.rate, "seed": seed,
+                "verdict": asdict(report.verdict), "conditions": records(report.corruption.frame()),
+                "left_out": report.corruption.left_out, "saved": saved,
+            }
+        )  # fmt: skip
+        return
     typer.echo(report.table())
     typer.echo(str(report.verdict))
-    if out is not None:
-        typer.echo(f"saved in {report.save(out)}")
+    if saved:
+        typer.echo(f"saved in {saved}")
 
 
-@app.command()
-def ask(
-    model: Model,
-    image: Annotated[Path, typer.Argument(help="an image file")],
-    question: Annotated[str, typer.Argument(help="the question, without options")],
-    option: Annotated[list[str] | None, typer.Option(help="an option; repeat it for each")] = None,
-    latent_steps: Annotated[int | None, typer.Option(help="latents; the checkpoint's own number when left out")] = None,
-) -> None:
-    """Ask MODEL one QUESTION about one IMAGE.
-
-    Example: prismlens ask tiny/lvr scene.png "What is the color of the star?" --option red --option blue
-    """
-    run = load(model).generate(
-        [Item(image=image, question=question, options=tuple(option or ()), id=image.name)], latent_steps=latent_steps
-    )
-    typer.echo(run.text[0])
-    typer.echo(f"latents: {int(run.steps_taken[0])}")
-    if option:
-        shares = run.option_logprobs[0].softmax(0)
-        for letter, text, share in zip(LETTERS, option, shares.tolist(), strict=False):
-            typer.echo(f"  {letter} {text}: {share:.3f}{'  <- chosen' if letter == run.choice[0] else ''}")
-
-
+app.command()(corrupt)
+app.command()(probe)
+app.command()(ask)
 app.command()(train)
 app.command()(convert)
-
-
-@app.command()
-def zoo(
-    names: Annotated[list[str] | None, typer.Argument(help="models to build; all of them by default")] = None,
-    build: Annotated[bool, typer.Option("--build", help="train them again instead of listing them")] = False,
-    out: Annotated[Path, typer.Option(help="with --build: receives one folder a model")] = Path("runs/zoo"),
-    seed: Annotated[int, typer.Option(help="with --build: of batches and new weights")] = 0,
-    processes: Annotated[int, typer.Option(help="with --build: models trained side by side")] = 2,
-) -> None:
-    """List the shipped models, how they were made, and how often they are right; or build them again.
-
-    Example: prismlens zoo --build lvr n-lvr --out runs/zoo
-    """
-    if build:
-        build_zoo(names or [], out, seed, processes)
-        return
-    if names:
-        raise SettingError(f"prismlens zoo {' '.join(names)}", needed="--build before names of models")
-    table = Table("model", "what is known about it", "held-out accuracy", "steps from")
-    for name in zoo_names():
-        manifest = zoo_manifest(name)
-        accuracy, low, high = manifest["accuracy"]["all"]  # type: ignore[index]
-        steps = f"{manifest['steps']} {str(manifest.get('parent', 'scratch')).removeprefix('tiny/')}"
-        table.add_row(name, str(manifest["mechanism"]), f"{accuracy:.3f} [{low:.3f}, {high:.3f}]", steps)
-    Console().print(table)
+app.command()(zoo)
+app.command()(doctor)
 
 
 @app.command()
 def demo(n: Annotated[int, typer.Option(help="held-out items for each model")] = DEFAULT_SHAPES) -> None:
-    """Ask four models, three of them of known mechanism, and print each verdict beside the construction."""
-    run_demo(n, echo=typer.echo)
+    """Ask four models, three of them of known mechanism, and print each verdict beside the construction.
+
+    Example: prismlens demo --n 100
+    """
+    run_demo(n, echo=typer.echo, progress=bars())
