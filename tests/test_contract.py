@@ -12,12 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "prismlens"
 LAYERS = """
 cli | widgets
-<<<<<<< HEAD
-demo | exploration
-=======
 demo | exploration | doctor
-report | plots
->>>>>>> f56fc3d (Commands corrupt, probe and doctor; --json and --on-bad; bars only on a terminal; a file for each command)
 prism | monitor
 report
 plots

@@ -77,7 +77,7 @@ def prism(
             {
                 "model": model, "items": len(chosen), "majority": report.corruption.majority.rate, "seed": seed,
                 "verdict": asdict(report.verdict), "conditions": records(report.corruption.frame()),
-                "left_out": report.corruption.left_out, "saved": saved,
+                "left_out": report.corruption.left_out, "missing": dict(report.missing), "saved": saved,
             }
         )  # fmt: skip
         return
