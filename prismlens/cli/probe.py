@@ -85,7 +85,7 @@ def _print(found: Decodability, gap: pd.DataFrame | None, model: str, target: st
     typer.echo(f"held-out accuracy, then selectivity over the control tasks; * p < {ALPHA:g}, corrected over the map")
     if gap is not None:
         typer.echo("\ngap: accuracy at answer.source after the final norm, minus that at a latent")
-        for line in records(gap[gap.reading != "injected"]):
+        for line in records(gap.query('reading != "injected"')):
             interval = f"{line['gap']:+.3f} [{line['low']:+.3f}, {line['high']:+.3f}]"
             typer.echo(f"  {line['reading']:6} {line['role']} {line['site']}: {interval}")
     for what, why in found.left_out.items():
