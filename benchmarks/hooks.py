@@ -173,7 +173,7 @@ def memory(
             model.hf.step(**replay_inputs(model.hf, part), **model.hf.vision_inputs(*pixels), keep=slice(0))  # type: ignore[arg-type]
     began = time.process_time()
     with Live() as whole:
-        _, cache = model.run_with_cache(run.items, names, positions=positions, run=run)
+        _, cache = model.run_with_cache(run.items, names, positions=positions, run=run, return_type=None)
     seconds = time.process_time() - began
     asked = sum(cache.flat(name).nbytes for name in cache)
     width_all = run.unrolled.shape[1]

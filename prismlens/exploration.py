@@ -270,7 +270,7 @@ class Exploration:
     def _states(self, item: int, role: Role) -> Float[Tensor, "layer pos d_model"]:
         """The residual stream after every layer at the item's positions of a role."""
         one = [self.items[item]]
-        _, cache = self.model.run_with_cache(one, "resid_post", positions=role, run=self.clean)
+        _, cache = self.model.run_with_cache(one, "resid_post", positions=role, run=self.clean, return_type=None)
         return torch.stack([cache["resid_post", layer][0] for layer in range(self.n_layers)])
 
     @torch.no_grad()

@@ -60,6 +60,9 @@ class Unrolled:
         stage_names: names of the stages of latents, in order, and perhaps of the free tokens.
         n_staged: how many positions of each stage each row has, those that are sure to come included; None once the
             rows are finished, when `stages` can be counted.
+        as_written: what `segments` was at each position while it was the last; None where that is `segments` itself.
+            Text that a row has written becomes part of the lead, or of what lies between, when the row enters latent
+            mode (again) after it; who may see whom depends on what it was before.
     """
 
     items: tuple[Item, ...]
@@ -76,11 +79,18 @@ class Unrolled:
     stages: Int[Tensor, "batch pos"]
     stage_names: tuple[str, ...] = ()
     n_staged: Int[Tensor, "batch stage"] | None = None
+    as_written: Int[Tensor, "batch pos"] | None = None
 
     @property
     def valid(self) -> Bool[Tensor, "batch pos"]:
         """True where there is a position, False at padding."""
         return self.segments != Segment.PAD
+
+    @property
+    def blocks_before(self) -> Int[Tensor, "batch pos"]:
+        """How many latent blocks have begun at each position or before it."""
+        inside = self.segments == Segment.LATENT
+        return (inside & ~F.pad(inside, (1, -1))).long().cumsum(1)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -121,6 +131,8 @@ def concatenate(parts: Sequence[Unrolled]) -> Unrolled:
         ]
         return torch.cat(padded)
 
+    if any(part.as_written is not None for part in parts):
+        parts = [replace(part, as_written=part.segments) if part.as_written is None else part for part in parts]
     firsts = [
         torch.where(part.answer_first >= 0, part.answer_first + left, -1)
         for part, (left, _) in zip(parts, pads, strict=True)
@@ -139,6 +151,7 @@ def concatenate(parts: Sequence[Unrolled]) -> Unrolled:
         answer_first=torch.cat(firsts),
         stages=columns("stages", -1),
         stage_names=names.pop(),
+        as_written=None if parts[0].as_written is None else columns("as_written", int(Segment.PAD)),
     )
 
 
@@ -148,7 +161,8 @@ def take(unrolled: Unrolled, rows: slice | Sequence[int]) -> Unrolled:
     index = torch.tensor(list(picked), dtype=torch.long, device=unrolled.device)
     one_axis = ("input_ids", "segments", "steps", "patches", "grids", "latents", "n_latents", "answer_first", "stages")
     parts = {name: getattr(unrolled, name)[index] for name in one_axis}
-    if unrolled.n_staged is not None:
-        parts["n_staged"] = unrolled.n_staged[index]
+    for name in ("n_staged", "as_written"):
+        if getattr(unrolled, name) is not None:
+            parts[name] = getattr(unrolled, name)[index]
     items = tuple(unrolled.items[i] for i in picked)
     return replace(unrolled, items=items, position_ids=unrolled.position_ids[:, index], **parts)

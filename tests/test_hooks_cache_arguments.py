@@ -106,3 +106,30 @@ def test_an_exception_in_a_trace_takes_the_switch_back(pair, run):
 def test_arguments_that_cannot_be_met_are_errors(pair, run, arguments, error, text: str):
     with pytest.raises(error, match=text):
         pair.traced.run_with_cache(ITEMS, **{"run": run, **arguments})
+
+
+def test_chosen_heads_are_those_of_the_whole_square_and_no_more(pair, run):
+    model = pair.traced
+    _, whole = model.run_with_cache(ITEMS, ["pattern", "attn_scores"], run=run, positions=latent)
+    logits, some = model.run_with_cache(
+        ITEMS, ["pattern", "attn_scores"], run=run, positions=latent, heads=[1], return_type=None
+    )
+    assert logits is None and list(some) == list(whole) and some.manifest["heads"] == [1]
+    for name in whole:
+        assert torch.equal(some[name], whole[name][:, [1]])
+        assert 2 * some.flat(name).untyped_storage().nbytes() == whole.flat(name).nbytes, "nothing else is kept alive"
+
+
+def test_arguments_that_make_no_sense_say_so(pair, run, unchecked):
+    model = pair.traced
+    with pytest.raises(SettingError, match=r"heads = \[1\] at blocks.0.hook_resid_post[\s\S]*pattern"):
+        model.run_with_cache(ITEMS, ["pattern", "resid_post"], run=run, heads=[1])
+    for heads in ([2], [-1], [], [1, 0], [1, 1]):
+        with pytest.raises(SettingError, match=r"different heads from 0 to 1"):
+            model.run_with_cache(ITEMS, "pattern", run=run, heads=heads)
+    with pytest.raises(SettingError, match="computed from the logits"):
+        model.run_with_cache(
+            ITEMS, "resid_post", run=run, incl_bwd=True, metric=lambda logits: logits.sum(), return_type=None
+        )
+    with pytest.raises(SettingError, match="return_type = 'loss'"):
+        model.run_with_cache(ITEMS, "resid_post", run=run, return_type="loss")

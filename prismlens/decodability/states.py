@@ -131,7 +131,7 @@ def _read(
     kept: dict[tuple[Role, str], list[Tensor]] = {(role, name): [] for role in roles for name in names}
     for start in range(0, len(items), model.batch_size):
         part = items[start : start + model.batch_size]
-        _, cache = model.run_with_cache(part, names, positions=union, run=run)
+        _, cache = model.run_with_cache(part, names, positions=union, run=run, return_type=None)
         for (role, name), parts in kept.items():
             parts.append(_pooled(cache, name, role).cpu())
     return {key: torch.cat(parts).numpy() for key, parts in kept.items()}

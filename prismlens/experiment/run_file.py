@@ -22,7 +22,7 @@ VALUES, SCORES, ABOUT = "values/", "option_logprobs", "about"
 
 def encode(run: Run, values: Mapping[str, Tensor]) -> bytes:
     """A finished run (its items by id), and tensors by name."""
-    tensors = {name: getattr(run.unrolled, name) for name in TENSORS}
+    tensors = {name: getattr(run.unrolled, name) for name in TENSORS if getattr(run.unrolled, name) is not None}
     tensors |= {SCORES: run.option_logprobs, **{VALUES + name: tensor for name, tensor in values.items()}}
     about = {
         "items": [item.id for item in run.items], "n_prompt": run.unrolled.n_prompt,
@@ -41,7 +41,7 @@ def decode(content: bytes, items: Sequence[Item], device: torch.device) -> tuple
     by_id = {item.id: item for item in items}
     unrolled = Unrolled(
         items=tuple(by_id[name] for name in about["items"]), n_prompt=about["n_prompt"],
-        stage_names=tuple(about["stage_names"]), **{name: tensors[name] for name in TENSORS},
+        stage_names=tuple(about["stage_names"]), **{name: tensors[name] for name in TENSORS if name in tensors},
     )  # fmt: skip
     run = Run(unrolled, tuple(about["text"]), tuple(about["choice"]), tensors[SCORES], about["latent_steps"])
     return run, {name.removeprefix(VALUES): one for name, one in tensors.items() if name.startswith(VALUES)}

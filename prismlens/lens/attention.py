@@ -120,7 +120,7 @@ def attention(
     for start in range(0, len(items), model.batch_size):
         part = items[start : start + model.batch_size]
         names = {layer: PATTERN.format(layer=layer) for layer in chosen}
-        _, cache = model.run_with_cache(part, list(names.values()), positions=by, run=run)
+        _, cache = model.run_with_cache(part, list(names.values()), positions=by, run=run, return_type=None)
         resolve(to, cache.unrolled)
         for layer, name in names.items():
             parts.append(_rows(part, layer, *_masses(cache, name, to)))

@@ -89,7 +89,7 @@ def logit_lens(
     for start in range(0, len(items), model.batch_size):
         part = items[start : start + model.batch_size]
         names = [LATENT, *depths] if int(run.take(part).steps_taken.max()) else list(depths)
-        _, cache = model.run_with_cache(part, names, positions=positions, run=run)
+        _, cache = model.run_with_cache(part, names, positions=positions, run=run, return_type=None)
         for name in names:
             if name not in cache or (name == LATENT and model.hf.has_head):
                 continue

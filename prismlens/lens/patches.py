@@ -81,7 +81,7 @@ def nearest_patches(
     name, lines = get_act_name("resid_pre", 0), []
     for start in range(0, len(items), model.batch_size):
         part = items[start : start + model.batch_size]
-        _, cache = model.run_with_cache(part, [name], positions=latent | image, run=run)
+        _, cache = model.run_with_cache(part, [name], positions=latent | image, run=run, return_type=None)
         rows, columns, values = cache.positions.rows, cache.positions.columns, cache.flat(name)
         unrolled = cache.unrolled
         fed, patch = latent.mask(unrolled)[rows, columns], image.mask(unrolled)[rows, columns]

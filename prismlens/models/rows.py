@@ -118,6 +118,9 @@ def append(run: Unrolled, column: Column, rows: Rows, plan: Plan, *, fixed: bool
     text = run.segments == Segment.ANSWER
     segments = torch.where((opens & (rows.taken == 0))[:, None] & text, int(Segment.LEAD), run.segments)
     segments = torch.where((opens & (rows.taken > 0))[:, None] & text, int(Segment.BETWEEN), segments)
+    as_written = run.as_written
+    if as_written is not None or not torch.equal(segments, run.segments):
+        as_written = torch.cat((run.segments if as_written is None else as_written, column.segments[:, None]), 1)
     segments = torch.cat((segments, column.segments[:, None]), 1)
     input_ids = torch.cat((run.input_ids, column.ids[:, None]), 1)
     stage = torch.where(rows.latent, rows.stage, -1)
@@ -137,6 +140,7 @@ def append(run: Unrolled, column: Column, rows: Rows, plan: Plan, *, fixed: bool
         n_latents=n_staged[:, : plan.n_stages].sum(1),
         stages=stages,
         n_staged=n_staged,
+        as_written=as_written,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -149,6 +149,23 @@ def _mixed(values: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
 
 
 def _hidden(
+    rule: Rule, unrolled: Unrolled, n_queries: int, blocks: Int[Tensor, "batch pos"] | None
+) -> Bool[Tensor, "batch query pos"]:
+    """True where the rule hides a key from a query, by the roles that both had when the query was computed.
+
+    A query computed before the model entered latent mode again saw the text of then as its answer.
+    """
+    if unrolled.as_written is None:
+        return _pairs(rule, unrolled, n_queries, blocks)
+    begun = unrolled.blocks_before
+    out = torch.zeros(len(begun), n_queries, begun.shape[1], dtype=torch.bool, device=begun.device)
+    for number in range(int(begun.max()) + 1):
+        then = replace(unrolled, segments=torch.where(begun < number, unrolled.segments, unrolled.as_written))
+        out |= _pairs(rule, then, n_queries, blocks) & (begun[:, -n_queries:, None] == number)
+    return out
+
+
+def _pairs(
     rule: Rule, unrolled: Unrolled, n_queries: int, blocks: Int[Tensor, "batch pos"] | None
 ) -> Bool[Tensor, "batch query pos"]:
     query = rule.query.mask(unrolled)[:, -n_queries:]

@@ -48,12 +48,14 @@ class Call:
 class Read:
     """Values to keep from a site, where the mask of this forward's columns is True; all rows in the vision tower.
 
-    With `gradient` the value is one that the rest of the forward is computed from, kept whole in `Traced.roots`.
+    With `gradient` the value is one that the rest of the forward is computed from, kept whole in `Traced.roots`. Of a
+    site with queries and keys only `heads` are kept; None is all of them.
     """
 
     site: Site
     mask: Bool[Tensor, "batch query"]
     gradient: bool = False
+    heads: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -117,6 +117,8 @@ def replay_batch(
     hooks: BatchHooks | None = None,
     metric: Metric | None = None,
     stop_at_layer: int | None = None,
+    heads: tuple[int, ...] | None = None,
+    with_logits: bool = True,
     check: bool = True,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """One forward over finished sequences; the values of the named sites and the logits at the positions, flat.
@@ -130,13 +132,15 @@ def replay_batch(
         hooks: functions to call.
         metric: see `Metric`; its gradient at each of the sites is kept as ``name + "_grad"``.
         stop_at_layer: nothing from this block on is computed; there are no logits then.
+        heads: of sites with queries and keys, keep these.
+        with_logits: otherwise there are none, ``[n, 0]``: at many positions they are larger than what is read.
         check: compare the replay's latents with those of a free run.
     """
     hooks = hooks or BatchHooks(())
     where = selected(positions, run)
     mask = torch.zeros_like(run.valid)
     mask[where.rows, where.columns] = True
-    reads = [Read(engine.site(name), mask, metric is not None) for name in names]
+    reads = [Read(engine.site(name), mask, metric is not None, heads) for name in names]
     pixels = engine.pixels(engine.processor(run.items))
     inside = any(site.vision for site in (*(read.site for read in reads), *hooks.sites()))
     vision = {"image_features": None} if inside else engine.hf.vision_inputs(*pixels)
@@ -152,7 +156,7 @@ def replay_batch(
             pixels=pixels if inside else None,
             stop_at=None if stop_at_layer is None else engine.entry(stop_at_layer),
         )
-        logits = _logits(engine, traced, mask)
+        logits = _logits(engine, traced, mask) if with_logits else traced.output.hidden.new_zeros(len(where), 0)
         if metric is not None:
             traced.values.update(gradients(metric, logits, where, traced, reads, inputs["latent_index"]))
     if stop_at_layer is None:

@@ -34,6 +34,8 @@ class Wanted:
     pos_slice: PosSlice | None = None
     device: torch.device | str | None = None
     remove_batch_dim: bool = False
+    heads: tuple[int, ...] | None = None
+    logits: bool = True
 
     def __post_init__(self) -> None:
         if self.positions is not None and self.pos_slice is not None:
@@ -120,6 +122,33 @@ def refuse_vision(names: Sequence[str], wanted: Wanted) -> None:
             f"positions at {inside[0]!r}",
             needed="no positions: rows in the vision tower are patches, not positions of the sequence",
             fix="leave out positions, or the names of the vision tower",
+        )
+
+
+def refuse_heads(heads: Sequence[int] | None, names: Sequence[str], n_heads: int, metric: Metric | None) -> None:
+    """Raise SettingError where heads are chosen that do not exist, or of sites without queries and keys."""
+    if heads is None:
+        return
+    chosen = sorted(set(heads))
+    if not chosen or chosen != list(heads) or not 0 <= chosen[0] <= chosen[-1] < n_heads:
+        raise SettingError(f"heads = {list(heads)}", needed=f"different heads from 0 to {n_heads - 1}, in order")
+    others = [name for name in names if axes(name) != axes("blocks.0.attn.hook_pattern")]
+    if others or metric is not None:
+        raise SettingError(
+            f"heads = {chosen} {f'at {others[0]}' if others else 'with gradients'}",
+            needed="pattern and attn_scores alone, without gradients",
+            cause="these have a square for every head; other sites are small",
+            fix="leave out heads, or read these sites in a call of their own",
+        )
+
+
+def refuse_return_type(return_type: str | None, metric: Metric | None) -> None:
+    """Raise SettingError where the logits that are needed are not wanted."""
+    if return_type not in ("logits", None) or (return_type is None and metric is not None):
+        raise SettingError(
+            f"return_type = {return_type!r}{' with a metric' if return_type is None else ''}",
+            needed="'logits', or None where there is no metric",
+            cause="a metric is computed from the logits" if return_type is None else "",
         )
 
 

@@ -57,7 +57,7 @@ def cache_to_disk(
 
     def compute(part: Sequence[Item]) -> ActivationCache:
         run = model.generate(part, reference=reference())
-        return model.run_with_cache(part, names, positions=positions, run=run)[1]
+        return model.run_with_cache(part, names, positions=positions, run=run, return_type=None)[1]
 
     plan = provenance(model, names, positions, latent_steps=settings.latent_steps)
     plan |= {"latent_exit": settings.latent_exit, "max_new_tokens": settings.max_new_tokens}

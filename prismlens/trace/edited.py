@@ -249,7 +249,7 @@ class EditedModel(NamedPlaces):
         clean = self.clean()
 
         def read(names: list[str], positions: Role, run: Run) -> ActivationCache:
-            return clean._cached(run, names, Wanted(run.items, positions))[1]
+            return clean._cached(run, names, Wanted(run.items, positions, logits=False))[1]
 
         return prepared(
             edits, items, self.hf.n_layers, self.hf.config.text.num_attention_heads, opens=self.opens,
@@ -266,10 +266,14 @@ class EditedModel(NamedPlaces):
 
         def replay(part: Unrolled, where: Positions) -> tuple[dict[str, Tensor], Tensor]:
             fresh, hooks = replace(edits, touched={}, hidden={}), BatchHooks(tuple(self._hooks))
-            return replay_batch(self.engine, part, fresh, names, where, hooks=hooks, metric=metric, stop_at_layer=stop)
+            return replay_batch(
+                self.engine, part, fresh, names, where, hooks=hooks, metric=metric, stop_at_layer=stop,
+                heads=wanted.heads, with_logits=wanted.logits,
+            )  # fmt: skip
 
         values, logits = replay_in_batches(run.unrolled, self.batch_size, wanted, replay)
         about = provenance(self, names, wanted.positions, latent_steps=run.latent_steps)
+        about |= {} if wanted.heads is None else {"heads": list(wanted.heads)}
         written = edited_sites(self.active_edits, self.hf.n_layers)
         return cached(values, logits, run.unrolled, wanted, readout=self.readout, manifest=about, edited=written)
 

@@ -143,6 +143,8 @@ def _visit(taps: Taps, visit: Visit, traced: Traced, index: object) -> None:
     if read is not None:
         kept = value.detach() if read.gradient else value
         traced.values[site.name] = kept.clone() if site.vision else _at(slots(site, read.mask, value, index), kept)
+        if read.heads is not None and site.view == "queries":
+            traced.values[site.name] = traced.values[site.name][:, list(read.heads)]
 
 
 def _at(mask: Bool[Tensor, "batch query"], value: Tensor) -> Tensor:

@@ -16,7 +16,15 @@ from prismlens.cache import ActivationCache
 from prismlens.errors import EditError
 from prismlens.interventions import Structural
 from prismlens.positions import Role
-from prismlens.trace.caching import PosSlice, Wanted, one_number, refuse_vision, stop_of
+from prismlens.trace.caching import (
+    PosSlice,
+    Wanted,
+    one_number,
+    refuse_heads,
+    refuse_return_type,
+    refuse_vision,
+    stop_of,
+)
 from prismlens.trace.checked import checked_items
 from prismlens.trace.disk import cache_to_disk
 from prismlens.trace.edited import EditedModel
@@ -80,6 +88,8 @@ class PrismModel(EditedModel):
         remove_batch_dim: bool = False,
         incl_bwd: bool = False,
         metric: Metric | None = None,
+        heads: Sequence[int] | None = None,
+        return_type: Literal["logits"] | None = "logits",
     ) -> tuple[Any, ActivationCache]:
         """Run the items, then replay the finished sequences in one forward and keep activations.
 
@@ -94,16 +104,22 @@ class PrismModel(EditedModel):
             remove_batch_dim: of a single item: leave out the axis over items.
             incl_bwd: keep gradients too, as ``name + "_grad"``. Latents are held: each is a constant of its own.
             metric: what the gradients are of; see `Metric`.
+            heads: of ``pattern`` and ``attn_scores``, keep these query heads only.
+            return_type: None computes no logits. With a real vocabulary they are larger than the activations of many
+                layers.
 
         Returns:
-            Logits at the selected positions (None under `stop_at_layer`), and the cache: ``[batch, pos, ...]`` where
-            every item has equally many selected positions, else ``[n, ...]``.
+            Logits at the selected positions (None under `stop_at_layer` or ``return_type=None``), and the cache:
+            ``[batch, pos, ...]`` where every item has equally many selected positions, else ``[n, ...]``.
 
         Raises:
             PrismlensError: the replay's states differ from those of the run by more than rounding.
+            SettingError: arguments that contradict each other.
         """
         items = checked_items(items)
-        wanted = Wanted(items, positions, pos_slice, device, remove_batch_dim)
+        refuse_return_type(return_type, metric)
+        chosen = None if heads is None else tuple(heads)
+        wanted = Wanted(items, positions, pos_slice, device, remove_batch_dim, chosen, return_type is not None)
         stop = stop_of(stop_at_layer, self.hf.n_layers, metric)
         metric = one_number(metric, incl_bwd, -(-len(items) // self.batch_size))
         names = matching_names(
@@ -111,9 +127,10 @@ class PrismModel(EditedModel):
             n_vision_layers=self.hf.n_vision_layers, refuse=self.hf.refuse_site,
         )  # fmt: skip
         refuse_vision(names, wanted)
+        refuse_heads(chosen, names, self.cfg.n_heads, metric)
         run = self.generate(items) if run is None else run.take(items)
         logits, cache = self._cached(run, names, wanted, stop, metric)
-        return (None if stop_at_layer is not None else logits), cache
+        return (None if stop_at_layer is not None or return_type is None else logits), cache
 
     def run_with_hooks(
         self,
