@@ -26,6 +26,7 @@ from prismlens.trace.forward import Pixels, Read, Traced, traced_step
 from prismlens.trace.gradients import Metric, gradients
 from prismlens.trace.hooks import BatchHooks
 from prismlens.trace.run import Run
+from prismlens.trace.turn import turn
 from prismlens.unrolled import Segment, Unrolled
 
 REPLAY_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -95,7 +96,7 @@ def run_batch(
     inner = editing_forward(engine, planned, engine.pixels(prompt))
     latents, blocks = (None, None) if held is None else (held.latents, block_lengths(held))
     eager = any(site.eager for site in (*changed_sites(edits), *hooks.sites()))
-    with attention_hooked(engine.hf.decoder, eager):
+    with turn(engine.hf, "a run"), attention_hooked(engine.hf.decoder, eager):
         run = unroll(
             engine.hf, prompt, settings, forward=recording, held=latents, held_blocks=blocks, rules=edits.rules()
         )
@@ -146,7 +147,7 @@ def replay_batch(
     vision = {"image_features": None} if inside else engine.hf.vision_inputs(*pixels)
     # Logits only where they are wanted: a real vocabulary at every position would not fit into memory.
     inputs = replay_inputs(engine.hf, run, edits.rules()) | vision | {"keep": slice(0)}
-    with torch.set_grad_enabled(metric is not None):
+    with turn(engine.hf, "a replay"), torch.set_grad_enabled(metric is not None):
         traced = traced_step(
             engine.wrapper,
             inputs,

@@ -18,6 +18,7 @@ from prismlens.models.latent import StepOutput
 from prismlens.sites import LOGITS, Site
 from prismlens.trace.acts import Act, Backward, Call, Change, Read, Write, called, in_named_axes, slots, written
 from prismlens.trace.taps import Taps
+from prismlens.trace.turn import turn
 
 __all__ = ["Backward", "Call", "Change", "Pixels", "Read", "Traced", "Write", "traced_step"]
 
@@ -79,7 +80,7 @@ def traced_step(
     eager = any(site.eager for site, *_ in plan)
     root: Any = wrapper._module
     try:
-        with attention_hooked(root.decoder, eager):
+        with turn(root, "a traced forward", forward=True), attention_hooked(root.decoder, eager):
             finished = _in_one_trace(wrapper, inputs, plan, traced, fired, pixels, stop_at)
     except OutOfOrderError as error:
         cause = error

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -29,12 +29,14 @@ from prismlens.trace.checked import checked_items
 from prismlens.trace.disk import cache_to_disk
 from prismlens.trace.edited import EditedModel
 from prismlens.trace.editing import BatchEdits
+from prismlens.trace.free_tracing import FreeTracer, open_free_trace
 from prismlens.trace.gradients import Metric
 from prismlens.trace.hooks import Hooks, hook_set
 from prismlens.trace.names import NamesFilter, matching_names
 from prismlens.trace.run import Run
-from prismlens.trace.running import joined, refuse_contradictions, replayed_logits
+from prismlens.trace.running import joined, refuse_contradictions, refuse_mode, replayed_logits
 from prismlens.trace.tracing import NamedTracer, open_trace
+from prismlens.trace.turn import require_turn
 from prismlens.types import Item
 
 
@@ -210,19 +212,32 @@ class PrismModel(EditedModel):
             progress=progress,
         )  # fmt: skip
 
-    def trace(self, items: Sequence[Item], *, run: Run | None = None) -> NamedTracer:
+    @overload
+    def trace(
+        self, items: Sequence[Item], *, run: Run | None = None, mode: Literal["held"] = "held"
+    ) -> NamedTracer: ...
+    @overload
+    def trace(self, items: Sequence[Item], *, mode: Literal["free"]) -> FreeTracer: ...
+    def trace(self, items: Sequence[Item], *, run: Run | None = None, mode: str = "held") -> Any:
         """A plain nnsight trace over one forward of the whole sequences, in which hook names are attributes.
 
         Inside ``with model.trace(items) as tracer:`` names such as ``model.blocks[2].attn.hook_q`` or
         ``model.hook_latent`` are values to read, change in place or assign, in the order of the forward; see `at` for
         single positions. Latents are held, logits are there at every position, and ``tracer.run`` has the sequences.
 
+        With ``mode="free"`` the block runs while the model unrolls its own latents: ``tracer.latent[k]`` is the vector
+        of latent step k, ``[batch, d_model]``, to read or to assign, in the order of the steps, and what is assigned
+        changes the steps after it and the answer. ``tracer.run`` is the finished run, after the block.
+
         Args:
             items: run in one batch.
             run: a finished run of them; it is made where it is not given.
+            mode: ``"held"`` or ``"free"``.
 
         Raises:
-            EditError: edits of values or hooks are active; their changes belong into the block.
+            EditError: edits of values or hooks are active, whose changes belong into the block; another run or trace of
+                the model is open; or a step of a free trace was never reached, or is another step of some item.
+            SettingError: another mode, or a finished run for a free trace.
         """
         edits = self.active_edits
         if self._hooks or any(not isinstance(edit.op, Structural) for edit in edits):
@@ -232,6 +247,10 @@ class PrismModel(EditedModel):
                 cause="the block itself says what is changed",
                 fix="use model.clean().trace(...), or run_with_hooks",
             )
-        finished = self.generate(checked_items(items)) if run is None else run.take(items)
-        rules = BatchEdits(edits, self.hf.n_layers).rules()
-        return open_trace(self.engine, finished.unrolled, partial(setattr, self._base or self, "_trace"), rules)
+        refuse_mode(mode, run)
+        items, batch = checked_items(items), BatchEdits(edits, self.hf.n_layers, self.cfg.n_heads)
+        require_turn(self.hf, "a trace")
+        if mode == "free":
+            return open_free_trace(self.engine, list(items), self.settings(), batch)
+        finished = self.generate(items) if run is None else run.take(items)
+        return open_trace(self.engine, finished.unrolled, partial(setattr, self._base or self, "_trace"), batch.rules())

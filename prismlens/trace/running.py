@@ -137,6 +137,16 @@ def refuse_contradictions(run: Run | None, mode: str, return_type: str, backward
             raise SettingError(given, needed=needed, cause=cause)
 
 
+def refuse_mode(mode: str, run: Run | None) -> None:
+    """Raise SettingError where a trace's mode is unknown, or goes with no finished run."""
+    if mode not in ("free", "held") or (mode == "free" and run is not None):
+        raise SettingError(
+            f"mode = {mode!r}{'' if run is None else ' with a finished run'}",
+            needed="'held', or 'free' without a run",
+            cause="in a free trace the model unrolls its latents itself",
+        )
+
+
 def _sources(run: Unrolled) -> Positions:
     """The positions whose logits say what the generated columns are."""
     mask = torch.zeros_like(run.valid)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nnsight.intervention.tracer import InterleavingTracer
+from torch import nn
 
 from prismlens.models.hooked_attention import Switch
 from prismlens.models.loop import replay_inputs
@@ -14,6 +15,7 @@ from prismlens.trace.batch import Engine
 from prismlens.trace.forward import seeing
 from prismlens.trace.named import OpenTrace
 from prismlens.trace.taps import Taps
+from prismlens.trace.turn import turn
 from prismlens.unrolled import Unrolled
 
 
@@ -26,12 +28,14 @@ class NamedTracer(InterleavingTracer):
     run: Unrolled
     opened: OpenTrace
     switch: Switch
+    model: nn.Module
     publish: Callable[[OpenTrace | None], None]
 
     def __exit__(self, *exc: Any) -> bool:
         self.publish(self.opened)
         try:
-            handled = super().__exit__(*exc)
+            with turn(self.model, "the block of a trace", forward=True):
+                handled = super().__exit__(*exc)
             self.opened.check()
             return handled
         finally:
@@ -55,7 +59,7 @@ def open_trace(engine: Engine, run: Unrolled, publish: Callable[[OpenTrace | Non
         engine.hf.n_layers, head=engine.hf.has_head, n_vision_layers=engine.hf.n_vision_layers, every=True
     )
     tracer.run, tracer.publish = run, publish
-    tracer.switch = Switch(engine.hf.decoder)
+    tracer.model, tracer.switch = engine.hf, Switch(engine.hf.decoder)
     taps = Taps(engine.wrapper, pixels[1], tracer.switch)
     tracer.opened = OpenTrace(taps, {name: engine.site(name) for name in names}, run)
     return tracer
