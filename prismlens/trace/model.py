@@ -33,6 +33,7 @@ from prismlens.trace.free_tracing import FreeTracer, open_free_trace
 from prismlens.trace.gradients import Metric
 from prismlens.trace.hooks import Hooks, hook_set
 from prismlens.trace.names import NamesFilter, matching_names
+from prismlens.trace.remote import backend_of
 from prismlens.trace.run import Run
 from prismlens.trace.running import joined, refuse_contradictions, refuse_mode, replayed_logits
 from prismlens.trace.tracing import NamedTracer, open_trace
@@ -214,11 +215,18 @@ class PrismModel(EditedModel):
 
     @overload
     def trace(
-        self, items: Sequence[Item], *, run: Run | None = None, mode: Literal["held"] = "held"
+        self,
+        items: Sequence[Item],
+        *,
+        run: Run | None = None,
+        mode: Literal["held"] = "held",
+        remote: Literal["local"] | None = None,
     ) -> NamedTracer: ...
     @overload
     def trace(self, items: Sequence[Item], *, mode: Literal["free"]) -> FreeTracer: ...
-    def trace(self, items: Sequence[Item], *, run: Run | None = None, mode: str = "held") -> Any:
+    def trace(
+        self, items: Sequence[Item], *, run: Run | None = None, mode: str = "held", remote: str | None = None
+    ) -> Any:
         """A plain nnsight trace over one forward of the whole sequences, in which hook names are attributes.
 
         Inside ``with model.trace(items) as tracer:`` names such as ``model.blocks[2].attn.hook_q`` or
@@ -233,6 +241,7 @@ class PrismModel(EditedModel):
             items: run in one batch.
             run: a finished run of them; it is made where it is not given.
             mode: ``"held"`` or ``"free"``.
+            remote: ``"local"`` sends the block through bytes as for a server, and runs it here; see `Simulation`.
 
         Raises:
             EditError: edits of values or hooks are active, whose changes belong into the block; another run or trace of
@@ -250,7 +259,9 @@ class PrismModel(EditedModel):
         refuse_mode(mode, run)
         items, batch = checked_items(items), BatchEdits(edits, self.hf.n_layers, self.cfg.n_heads)
         require_turn(self.hf, "a trace")
+        backend = backend_of(remote, self, mode)
         if mode == "free":
             return open_free_trace(self.engine, list(items), self.settings(), batch)
         finished = self.generate(items) if run is None else run.take(items)
-        return open_trace(self.engine, finished.unrolled, partial(setattr, self._base or self, "_trace"), batch.rules())
+        publish = partial(setattr, self._base or self, "_trace")
+        return open_trace(self.engine, finished.unrolled, publish, batch.rules(), backend)

@@ -43,7 +43,9 @@ class NamedTracer(InterleavingTracer):
             self.switch.restore()
 
 
-def open_trace(engine: Engine, run: Unrolled, publish: Callable[[OpenTrace | None], None], rules: Any) -> NamedTracer:
+def open_trace(
+    engine: Engine, run: Unrolled, publish: Callable[[OpenTrace | None], None], rules: Any, backend: Any = None
+) -> NamedTracer:
     """A tracer over one forward of whole sequences, the vision tower included; logits at every position.
 
     Args:
@@ -51,6 +53,7 @@ def open_trace(engine: Engine, run: Unrolled, publish: Callable[[OpenTrace | Non
         run: the sequences.
         publish: is given the open trace when the block starts to run, and None when it has ended.
         rules: visibility rules on top of the model's own.
+        backend: nnsight's, which runs the block; its own by default.
     """
     pixels = engine.pixels(engine.processor(run.items))
     inputs: dict[str, Any] = replay_inputs(engine.hf, run, rules)
@@ -58,6 +61,8 @@ def open_trace(engine: Engine, run: Unrolled, publish: Callable[[OpenTrace | Non
     names = site_names(
         engine.hf.n_layers, head=engine.hf.has_head, n_vision_layers=engine.hf.n_vision_layers, every=True
     )
+    if backend is not None:
+        tracer.backend = backend
     tracer.run, tracer.publish = run, publish
     tracer.model, tracer.switch = engine.hf, Switch(engine.hf.decoder)
     taps = Taps(engine.wrapper, pixels[1], tracer.switch)
