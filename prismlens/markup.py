@@ -6,6 +6,7 @@ import base64
 import html
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from PIL import Image
 
@@ -58,6 +59,26 @@ def table(columns: Sequence[str], lines: Sequence[Sequence[object]], *, shown: i
     rest = len(lines) - shown
     more = f'<div style="color:{FAINT}">and {rest} more</div>' if rest > 0 else ""
     return f'<table style="border-collapse:collapse;{FONT};color:{INK}"><tr>{head}</tr>{body}</table>{more}'
+
+
+def interval_table(lines: Sequence[Mapping[Any, Any]], columns: Mapping[str, str], *, shown: int = 40) -> str:
+    """Lines under headings, each number with its interval where the line has ``NAME_low`` and ``NAME_high``.
+
+    Args:
+        lines: name -> value.
+        columns: name -> how it is written (``".3f"``; ``""`` for text); a missing number (None, NaN) stays blank.
+        shown: lines; after them only their number.
+    """
+
+    def cell(line: Mapping[Any, Any], name: str, form: str) -> str:
+        value, low, high = (line.get(f"{name}{end}") for end in ("", "_low", "_high"))
+        if value is None or value != value:
+            return ""
+        ends = "" if low is None or low != low else f" [{low:{form}}, {high:{form}}]"
+        return f"{value:{form}}{ends}"
+
+    cells = [[cell(line, name, form) for name, form in columns.items()] for line in lines]
+    return table([name.replace("_", " ") for name in columns], cells, shown=shown)
 
 
 def picture(

@@ -39,7 +39,7 @@ def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProc
 @pytest.fixture(scope="module")
 def prism_on_photographs(folder: Path, tmp_path_factory: pytest.TempPathFactory):
     out = tmp_path_factory.mktemp("runs") / "mini"
-    return run("prism", folder, "--items", f"vstar:{MINI}", "--out", out), out
+    return run("prism", folder, "--items", f"vstar:{MINI}", "--out", out, "--html", out / ".." / "page.html"), out
 
 
 def test_prism_on_photographs_prints_a_table_a_plain_verdict_and_saves(prism_on_photographs):
@@ -49,6 +49,7 @@ def test_prism_on_photographs_prints_a_table_a_plain_verdict_and_saves(prism_on_
         assert text in done.stdout
     assert done.stderr == "", "no bar where nobody looks"
     report = Report.load(out)
+    assert "<h2>Verdict</h2>" in (out.parent / "page.html").read_text() and f"page: {out.parent}" in done.stdout
     assert report.table().strip() in done.stdout and str(report.verdict) in done.stdout
     assert set(json.loads((out / "manifest.json").read_text())["manifest"]["left_out"]) == {"swap, other answer"}
 

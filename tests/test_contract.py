@@ -27,6 +27,7 @@ comparison | results | cache
 sites | positions | stats | metrics
 unrolled
 types
+page | showing
 markup | errors
 """
 """Top layer first; a row imports only rows below, and siblings (`|`) may not see each other."""

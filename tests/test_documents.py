@@ -40,11 +40,24 @@ def commands_of(text: str) -> list[str]:
         for line in m[3].splitlines()
     ]
     return sorted(
-        {line.split("  #")[0].split(" # ")[0].rstrip() for line in (*lines, *blocks) if line.startswith("prismlens ")}
+        {
+            line.split("  #")[0].split(" # ")[0].split(" > ")[0].rstrip()
+            for line in (*lines, *blocks)
+            if line.startswith("prismlens ")
+        }
     )
 
 
-with_python = [page for page in PAGES if python_of(page.read_text())]
+with_python = [page for page in PAGES if python_of(page.read_text()) and page.parent.name != "how-to"]
+RUNNER = """
+import os, sys
+from pathlib import Path
+for page in map(Path, sys.argv[1:]):
+    os.makedirs(page.stem)
+    os.chdir(page.stem)
+    exec(compile(page.read_text(), page.name, "exec"), {"__name__": "__main__"})
+    os.chdir("..")
+"""
 COMMANDS = sorted({command for page in PAGES for command in commands_of(page.read_text())})
 
 
@@ -52,13 +65,35 @@ COMMANDS = sorted({command for page in PAGES for command in commands_of(page.rea
 def test_the_python_of_a_page_runs_from_an_empty_folder(page, tmp_path):
     script = tmp_path / "page.py"
     script.write_text(python_of(page.read_text()))
+    done = program(tmp_path, script)
+    assert done.returncode == 0, f"{page.name}, line numbers as in the comments:\n{done.stderr[-3000:]}"
+
+
+def test_every_how_to_runs_in_names_and_a_folder_of_its_own(tmp_path):
+    """All in one process, which imports the libraries once."""
+    pages = []
+    for page in sorted((ROOT / "docs" / "how-to").glob("*.md")):
+        if text := python_of(page.read_text()):
+            pages.append(tmp_path / f"{page.stem}.py")
+            pages[-1].write_text(text)
+    runner = tmp_path / "runner.py"
+    runner.write_text(RUNNER)
+    done = program(tmp_path, runner, *pages)
+    assert len(pages) >= 7 and done.returncode == 0, f"line numbers as in the comments:\n{done.stderr[-3000:]}"
+
+
+def program(tmp_path: Path, *words: Path) -> subprocess.CompletedProcess[str]:
+    """Python with these words, from an empty folder."""
     work = tmp_path / "work"
     work.mkdir()
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
-        [sys.executable, str(script)], cwd=work, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=work,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
     )
-    assert done.returncode == 0, f"{page.name}, line numbers as in the comments:\n{done.stderr[-3000:]}"
 
 
 @pytest.mark.parametrize("line", COMMANDS)

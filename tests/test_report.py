@@ -12,25 +12,22 @@ from prismlens.alignment import Alignment
 from prismlens.errors import ItemError, ResultsError
 from prismlens.report import Report
 from prismlens.trace import PrismModel
+from tests.report_cases import small_items, small_model, small_report
 
-N = 32
 
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def model() -> PrismModel:
-    return pl.load("tiny/bottleneck")
+    return small_model()
 
 
-@pytest.fixture(scope="module")
-def items() -> list[pl.Item]:
-    """Two without boxes; the others with all that a report needs."""
-    scenes = pl.load_items("shapes", n=N, seed=5)
-    return [replace(item, boxes=()) if n in (3, 8) else item for n, item in enumerate(scenes)]
+@pytest.fixture
+def items() -> tuple[pl.Item, ...]:
+    return small_items()
 
 
-@pytest.fixture(scope="module")
-def report(model: PrismModel, items: list[pl.Item]) -> Report:
-    return pl.prism(model, items, seed=2, layers=[])
+@pytest.fixture
+def report() -> Report:
+    return small_report()
 
 
 def tables(near: Alignment) -> dict[str, pd.DataFrame]:
@@ -38,7 +35,7 @@ def tables(near: Alignment) -> dict[str, pd.DataFrame]:
 
 
 def test_every_part_is_what_its_own_function_measures_under_the_one_seed(
-    report: Report, model: PrismModel, items: list[pl.Item]
+    report: Report, model: PrismModel, items: tuple[pl.Item, ...]
 ):
     assert report.alignment is not None and report.decodability is not None
     alone = pl.alignment(model, [item for item in items if item.boxes], seed=2, on_missing="drop")
@@ -50,7 +47,7 @@ def test_every_part_is_what_its_own_function_measures_under_the_one_seed(
     assert about["weights"] == about["report"]["decodability"]["weights"]
 
 
-def test_the_text_has_all_three_parts_and_names_what_was_left_out(report: Report, items: list[pl.Item]):
+def test_the_text_has_all_three_parts_and_names_what_was_left_out(report: Report, items: tuple[pl.Item, ...]):
     text = report.table()
     ids = f"(2): {items[3].id}, {items[8].id}"
     assert f"alignment: left out, without a box {ids}" in text

@@ -38,7 +38,7 @@ def test_every_record_is_there_or_named_as_missing_and_says_what_made_it():
     assert all(one["version"] and one["code"] for one in ALL.values())
 
 
-@pytest.mark.parametrize("name", ["mechanism-slot-11"])
+@pytest.mark.parametrize("name", ["mechanism-slot-11", "mixture-0-050", "sanity-labels"])
 def test_what_a_record_says_follows_from_its_rows(name):
     record, rows = ALL[name], records.rows(name)
     assert record["fair"] == readings.fair(record, rows) and record["paper"] == readings.published(record, rows)

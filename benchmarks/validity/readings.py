@@ -56,9 +56,9 @@ def fair(record: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
 def _lost(rows: pd.DataFrame, needs: bool) -> list[int]:
     """Of the items that need the vectors, or do not: how many are right, and how many of these zeros make wrong."""
     of = rows[rows.needs == needs].set_index("item")
-    right = of[(of.condition == CLEAN) & of.correct].index
-    zeroed = of[of.condition == "zero"].correct
-    return [len(right), int((~zeroed.loc[right]).sum())]
+    right = of[(of.condition == CLEAN) & (of.correct == 1)].index
+    zeroed = of[of.condition == "zero"].correct.loc[right]
+    return [len(right), int((zeroed == 0).sum())]
 
 
 def published(record: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, Any]:

@@ -39,9 +39,9 @@ def page() -> str:
     said, versions = counts(known), _versions([*known, *controls, *worlds])
     parts = [
         _words("head", versions=versions), missing(), verdicts(known), _words("verdicts", **said),
-        planted([one for one in known if _is_mixture(one)]), _words("published"), published(known),
-        _words("published-after", **said), nothing(controls), _words("erasure"),
-        erasure(known), _words("worlds"), simulated(worlds),
+        planted(list(records.read("mixture").values())), _words("published"), published(known),
+        _words("published-after", **said), nothing(controls), _words("erasure", **beyond(known)),
+        erasure(known), _words("worlds"), simulated(worlds), failing(worlds),
     ]  # fmt: skip
     return "\n".join(part.strip() + "\n" for part in parts if part.strip())
 
@@ -134,6 +134,14 @@ def erasure(known: list[Record]) -> str:
     )  # fmt: skip
 
 
+def beyond(known: list[Record]) -> dict[str, str]:
+    """Of the lines whose model needs no vector: how many lose more by erasure than by its control, intervals apart."""
+    free = [
+        one["erasure"]["change"] for one in known if one["erasure"] is not None and one["expected"][0] == "bypassed"
+    ]
+    return {"beyond": str(sum(one["erased"][2] < one["control"][1] for one in free)), "free": str(len(free))}
+
+
 def simulated(worlds: list[Record]) -> str:
     """Every test in worlds without an effect and with a planted one."""
     return _table(
@@ -142,6 +150,12 @@ def simulated(worlds: list[Record]) -> str:
           _ends([one["yes"] / one["worlds"], one["low"], one["high"]]), "yes" if holds(one) else "**no**"]
          for one in sorted(worlds, key=lambda one: one["kind"])],
     )  # fmt: skip
+
+
+def failing(worlds: list[Record]) -> str:
+    """The lines that do not hold, said once more in a sentence."""
+    lines = [f"{one['what']} ({one['world']})" for one in worlds if not holds(one)]
+    return f"**Does not hold**: {'; '.join(lines)}." if lines else ""
 
 
 BOUNDS = {"null": "at most", "power": "at least", "exact": "is"}

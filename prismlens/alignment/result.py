@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 
 import prismlens.stats as stats
+from prismlens.markup import block, interval_table, title
 
 FREE, FORCED, TARGET = "free", "teacher-forced", "target"
 MEASURES = (
@@ -22,6 +23,11 @@ GAPS = {
     "difference": "cosine_other", "difference_mean": "cosine_mean", "difference_box": "cosine_box",
 }  # fmt: skip
 """Column of the frame -> the floor that is taken off ``cosine``, item by item."""
+SHOWN = {
+    "mode": "", "n": ".0f", "cosine": ".3f", "cosine_other": ".3f", "difference": "+.3f", "cosine_mean": ".3f",
+    "cosine_box": ".3f", "recall": ".3f", "recall_chance": ".3f",
+}  # fmt: skip
+"""The columns that a notebook shows, and how."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +75,10 @@ class Alignment:
             for _, rows in self.rows.groupby(by, sort=False)
         ]
         return pd.DataFrame(lines).set_index(by)
+
+    def _repr_html_(self) -> str:
+        note = f"{self.rows.item.nunique()} items, {len(self.left_out)} without another to compare with"
+        return block(title("Alignment", note), interval_table(self.frame().reset_index().to_dict("records"), SHOWN))
 
     def norms(self) -> pd.DataFrame:
         """One line a kind of vector: mean ``norm`` over items with its interval, and its ratio to image and text."""

@@ -62,22 +62,25 @@ def prism(
     on_bad: OnBad = "raise",
     out: Annotated[Path | None, typer.Option(help="a new folder for the rows and the manifest")] = None,
     as_json: Json = False,
+    html: Annotated[Path | None, typer.Option(help="a page of the report, which opens offline")] = None,
 ) -> None:
     """Break the latents of MODEL in several ways and say whether its answers need them.
 
-    Example: prismlens prism tiny/lvr --n 200 --out runs/lvr
+    Example: prismlens prism tiny/lvr --n 200 --out runs/lvr --html lvr.html
     """
     if out is not None:
         check_free(out.expanduser().resolve())
     chosen = load_items(items, n=n, seed=seed, on_bad=on_bad)
     report = run_prism(load(model), chosen, seed=seed, progress=bars())
     saved = None if out is None else str(report.save(out))
+    page = None if html is None else str(report.to_html(html))
     if as_json:
         emit(
             {
                 "model": model, "items": len(chosen), "majority": report.corruption.majority.rate, "seed": seed,
                 "verdict": asdict(report.verdict), "conditions": records(report.corruption.frame()),
                 "left_out": report.corruption.left_out, "missing": dict(report.missing), "saved": saved,
+                "page": page,
             }
         )  # fmt: skip
         return
@@ -85,6 +88,8 @@ def prism(
     typer.echo(str(report.verdict))
     if saved:
         typer.echo(f"saved in {saved}")
+    if page:
+        typer.echo(f"page: {page}")
 
 
 app.command()(corrupt)

@@ -14,6 +14,7 @@ from prismlens.corruption.conditions import CONTROL, ELSEWHERE, SLOT, VECTOR, bi
 from prismlens.errors import ResultsError
 from prismlens.experiment import CLEAN
 from prismlens.interventions import Edit
+from prismlens.markup import block, interval_table, title
 from prismlens.results import Results
 
 MARGIN = 0.05
@@ -26,6 +27,11 @@ COLUMNS = (
     "seed_sd",
 )  # fmt: skip
 """The columns of `CorruptionTest.frame`, in order; all are there whatever the conditions."""
+SHOWN = {
+    "condition": "", "part": "", "n": ".0f", "accuracy": ".3f", "change": "+.3f", "p_holm": ".4f", "changed": ".0f",
+    "follow": ".2f",
+}  # fmt: skip
+"""The columns that a notebook shows, and how."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +105,15 @@ class CorruptionTest:
         """The most frequent answer letter and its rate: what a model that knows nothing can reach."""
         rows = self.results.rows
         return stats.majority_rate(list(rows[rows.condition == CLEAN].answer))
+
+    def _repr_html_(self) -> str:
+        named = {"low": "accuracy_low", "high": "accuracy_high"}
+        lines = self.frame().reset_index().rename(columns=named).to_dict("records")
+        about = self.results.manifest
+        return block(
+            title("Corruption test", f"{about['model']}, {len(about['items'])} items, margin {self.margin:g}"),
+            interval_table(lines, SHOWN),
+        )
 
     def save(self, folder: str | Path) -> Path:
         """Write rows and manifest; see `Results.save`."""

@@ -16,6 +16,7 @@ import prismlens.stats as stats
 from prismlens.errors import RoleError
 from prismlens.interventions import Edit
 from prismlens.interventions.erase import Erase
+from prismlens.markup import block, interval_table, title
 from prismlens.positions import Role, latent
 from prismlens.probes import Eraser, ErasureFitter, LogisticProbe
 from prismlens.probes.folds import stratified_folds
@@ -29,6 +30,11 @@ from prismlens.types import Item
 CLEAN, ERASED, CONTROL = "clean", "erased", "control"
 STRENGTH = 0.01
 """C of the probe that is asked before and after."""
+SHOWN = {
+    "condition": "", "accuracy": ".3f", "change": "+.3f", "p": ".4f", "over_control": "+.3f", "p_over_control": ".4f",
+    "read": ".3f",
+}  # fmt: skip
+"""The columns that a notebook shows, and how."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +78,10 @@ class ErasureTest:
                 line |= {label: gap.estimate, f"{label}_low": gap.low, f"{label}_high": gap.high, p: gap.p}
             lines.append(line)
         return pd.DataFrame(lines).set_index("condition")
+
+    def _repr_html_(self) -> str:
+        note = f"{self.rows.item.nunique()} items, majority {self.majority:.3f}, {len(self.dropped)} left out"
+        return block(title("Erasure test", note), interval_table(self.frame().reset_index().to_dict("records"), SHOWN))
 
 
 def erasure_test(

@@ -13,6 +13,7 @@ import pandas as pd
 from prismlens.decodability.gap import gap_frame
 from prismlens.decodability.states import FINAL, Place, read_states
 from prismlens.errors import ResultsError, SettingError
+from prismlens.markup import block, table, title
 from prismlens.positions import Role, answer
 from prismlens.probes import Cell, Protocol, evaluate, map_p
 from prismlens.probes.protocol import protocol_of
@@ -105,6 +106,15 @@ class Decodability:
             )
         groups = self._by_place()[source[0]].group
         return gap_frame(right[source[0]], latents, groups, n_resamples=n_resamples, seed=self.seed)
+
+    def _repr_html_(self) -> str:
+        means = self.rows.groupby(["role", "depth"], sort=False).correct.mean().unstack()
+        about = self.results.manifest
+        note = f"{about['model']}, {len(about['items'])} items, target {about['target']}, held-out accuracy by depth"
+        lines = [
+            [role, *(f"{value:.3f}" for value in line)] for role, line in zip(means.index, means.values, strict=True)
+        ]
+        return block(title("Decodability", note), table(["role", *map(str, means.columns)], lines, shown=len(lines)))
 
     def save(self, folder: str | Path) -> Path:
         """Write rows and manifest; see `Results.save`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,14 @@ import prismlens.report_folder as folders
 from prismlens.alignment import Alignment
 from prismlens.corruption import SLOT, VECTOR, CorruptionTest
 from prismlens.decodability import Decodability
+from prismlens.errors import SettingError
 from prismlens.experiment import CLEAN
+from prismlens.markup import block, escaped, facts, table, title
+from prismlens.page import write_page
+from prismlens.report.page import report_page
 from prismlens.report.words import alignment_lines, gap_lines, left_out_lines, missing_lines, named
-from prismlens.table import render
+from prismlens.showing import show
+from prismlens.table import CELLS, WIDTH, render
 from prismlens.verdict import Verdict, judge
 
 COUNTED = {
@@ -51,16 +57,22 @@ class Report:
 
     def table(self) -> str:
         """The frame as text to read; below it alignment, the gap, and whatever was left out or not measured."""
-        manifest = self.corruption.results.manifest
-        notes = [f"{label} {named(manifest[key])}" for key, label in COUNTED.items() if manifest[key]]
-        measured = [] if self.alignment is None else alignment_lines(self.alignment)
-        measured += [] if self.decodability is None else gap_lines(self.decodability)
+        notes = "".join(f"{wrapped}\n" for line in self.notes() for wrapped in textwrap.wrap(line, WIDTH))
+        return render(self.frame(), self.title, self.corruption.left_out) + notes
+
+    def notes(self) -> list[str]:
+        """Alignment, the gap, and whatever was left out or not measured, a line each."""
+        lines = [] if self.alignment is None else alignment_lines(self.alignment)
+        lines += [] if self.decodability is None else gap_lines(self.decodability)
+        lines += self.counted()
         for part, reasons in self.left_out.items():
-            notes += left_out_lines(part, reasons)
-        notes += missing_lines(self.missing)
-        return render(self.frame(), self.title, self.corruption.left_out) + "".join(
-            f"{line}\n" for line in (*measured, *notes)
-        )
+            lines += left_out_lines(part, reasons)
+        return lines + missing_lines(self.missing)
+
+    def counted(self) -> list[str]:
+        """What a reader must know about single items of the corruption test, a line each."""
+        manifest = self.corruption.results.manifest
+        return [f"{label} {named(manifest[key])}" for key, label in COUNTED.items() if manifest[key]]
 
     @property
     def title(self) -> str:
@@ -103,6 +115,54 @@ class Report:
         )
         vector, slot = (judge(frame, part, majority, self.corruption.margin) for part in (VECTOR, SLOT))
         return Verdict(vector, slot, accuracy)
+
+    def plot(self, what: str = "profile") -> Any:
+        """A picture: ``"profile"`` (of the conditions), ``"map"``, ``"gap"``, ``"alignment"`` or ``"geometry"``.
+
+        Returns:
+            A matplotlib figure; see `prismlens.plots`.
+
+        Raises:
+            SettingError: no such picture, its part is not in the report, or matplotlib is missing.
+        """
+        import prismlens.plots as plots
+
+        drawn: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+            "profile": (self.corruption, plots.corruption_profile),
+            "map": (self.decodability, plots.decodability_map),
+            "gap": (self.decodability, plots.gap_profile),
+            "alignment": (self.alignment, plots.alignment_floors),
+            "geometry": (self.alignment, plots.latent_geometry),
+        }
+        part, draw = drawn.get(what, (None, None))
+        if part is None or draw is None:
+            raise SettingError(
+                f"a picture of {what!r}",
+                needed=f"one of {', '.join(repr(name) for name, (part, _) in drawn.items() if part is not None)}",
+                cause="; ".join(missing_lines(self.missing)),
+            )
+        return draw(part)
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write the report as one page that opens offline, light or dark; returns its full path.
+
+        Raises:
+            ResultsError: the file cannot be written.
+            SettingError: matplotlib is missing.
+        """
+        return write_page(path, report_page(self))
+
+    def show(self) -> None:
+        """The verdict and the conditions: as a table in a notebook, as text elsewhere."""
+        show(self, f"{self.table()}\n{self.verdict}")
+
+    def _repr_html_(self) -> str:
+        verdict = self.verdict
+        judged = {"injected vectors": str(verdict.vector), "slots (keys and values)": str(verdict.slot)}
+        lines: list[dict[str, Any]] = self.frame().reset_index().to_dict("records")
+        cells = [[line["condition"], *(cell(line) for cell in CELLS.values())] for line in lines]
+        notes = "".join(f"<div>{escaped(line)}</div>" for line in self.notes())
+        return block(title(self.title), facts(judged), table(["condition", *CELLS], cells, shown=len(cells)), notes)
 
     def save(self, folder: str | Path) -> Path:
         """Write the rows and manifests of all parts into a new folder, whole or not at all; returns its full path."""

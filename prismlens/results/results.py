@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from prismlens.errors import ResultsError
+from prismlens.markup import block, facts, table, title
 from prismlens.results.folder import MANIFEST, ROWS, check_free, read, write_whole
 from prismlens.results.manifest import FORMAT, VERSION, check_records, check_rows_file, read_manifest
 from prismlens.results.values import checked_rows, encoded, plain, special_float
@@ -46,6 +47,15 @@ class Results:
     def frame(self) -> pd.DataFrame:
         """A copy of the rows."""
         return self.rows.copy(deep=True)
+
+    def _repr_html_(self) -> str:
+        known = {name: self.manifest[name] for name in ("model", "weights", "target", "seed") if name in self.manifest}
+        names = list(self.rows.columns)[:12]
+        return block(
+            title("Results", f"{len(self.rows)} rows, {len(self.rows.columns)} columns"),
+            facts(known),
+            table(names, self.rows[names].head(8).to_numpy(dtype=object).tolist(), shown=8),
+        )
 
     def save(self, folder: str | Path) -> Path:
         """Write `rows.jsonl` and `manifest.json` into a new folder, all or nothing; returns its full path.
