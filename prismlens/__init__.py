@@ -9,6 +9,7 @@ print(pl.prism(model, items).verdict)
 
 from prismlens.alignment import Alignment, alignment
 from prismlens.cache import ActivationCache, open_cache
+from prismlens.compare import Comparison, compare
 from prismlens.corruption import CorruptionTest, corruption_test
 from prismlens.data.load import load_items
 from prismlens.data.pairs import Pair, Pairs, load_pairs
@@ -73,6 +74,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ActivationCache",
     "Alignment",
+    "Comparison",
     "Constant",
     "CorruptionTest",
     "Cut",
@@ -106,6 +108,7 @@ __all__ = [
     "alignment",
     "answer",
     "attention",
+    "compare",
     "corrupt",
     "corruption_test",
     "decodability",

@@ -25,6 +25,8 @@ from prismlens.comparison import (
     two_groups,
 )
 from prismlens.errors import SettingError
+from prismlens.stats import cluster_mean_interval
+from prismlens.stats.bootstrap import expanded_tail
 
 X, Y = [1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0, 4.0]
 
@@ -137,8 +139,9 @@ def test_published_counts() -> None:
 def test_resamples_keep_groups_whole_and_models_paired() -> None:
     groups = ["a", "a", "b", "c", "c", "c"]
     draws = draw_resamples(groups, 3, n_resamples=50, seed=1)
-    assert (draws.items[:, 0] == draws.items[:, 1]).all() and (draws.items[:, 3] == draws.items[:, 5]).all()
-    assert (draws.items[:, [0, 2, 3]].sum(axis=1) == 3).all() and (draws.seeds.sum(axis=1) == 3).all()
+    assert draws.codes.tolist() == [0, 0, 1, 2, 2, 2]
+    assert (draws.groups.sum(axis=1) == 3).all() and (draws.seeds.sum(axis=1) == 3).all()
+    assert len(np.unique(draws.groups, axis=0)) > 3
     same = np.random.default_rng(0).normal(size=(1, 3, 6)).repeat(2, axis=0)
     means = resampled_means(same + np.array([0.0, 1.0])[:, None, None], draws)
     assert np.allclose(means[:, 1] - means[:, 0], 1.0)
@@ -153,13 +156,22 @@ def test_resampled_means_by_hand_and_with_items_not_measured() -> None:
             v
             for s in range(2)
             for j in range(3)
-            for v in [values[0, s, j]] * int(draws.seeds[i, s] * draws.items[i, j])
+            for v in [values[0, s, j]] * int(draws.seeds[i, s] * draws.groups[i, j])
         ]
         assert (
             got[i] == pytest.approx(np.mean([v for v in flat if v == v]))
             if any(v == v for v in flat)
             else np.isnan(got[i])
         )
+
+
+def test_one_seed_draws_as_the_interval_of_a_mean_does() -> None:
+    rng = np.random.default_rng(0)
+    values, groups = rng.normal(size=90), np.arange(90) // 3
+    drawn = resampled_means(values[None, None], draw_resamples(groups, n_resamples=10_000, seed=4))[:, 0]
+    tail = expanded_tail(0.95, 30)
+    got = cluster_mean_interval(values, groups, seed=4)
+    assert np.quantile(drawn, [tail, 1 - tail]) == pytest.approx([got.low, got.high])
 
 
 def test_more_items_give_a_narrower_correlation_and_none_its_own_point() -> None:

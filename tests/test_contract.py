@@ -13,11 +13,12 @@ PACKAGE = "prismlens"
 LAYERS = """
 cli | widgets
 demo | exploration | doctor
+compare
 prism | monitor
 report
 plots
 verdict | table | report_folder
-alignment | decodability | corruption | compare | patching | lens
+alignment | decodability | corruption | patching | lens
 experiment
 training
 trace

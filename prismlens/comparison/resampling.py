@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 from prismlens.comparison.correlation import method_named, row_correlations
@@ -18,14 +18,16 @@ from prismlens.stats.inputs import clusters, generator, inside
 
 @dataclass(frozen=True, eq=False)
 class Resamples:
-    """How often each item and each seed was drawn, in every resample.
+    """How often each group of items and each seed was drawn, in every resample.
 
     Args:
-        items: counts; all items of a group have the same.
+        codes: the group of each item, as a number.
+        groups: counts.
         seeds: counts.
     """
 
-    items: Float[np.ndarray, "resample item"]
+    codes: Int[np.ndarray, " item"]
+    groups: Float[np.ndarray, "resample group"]
     seeds: Float[np.ndarray, "resample seed"]
 
 
@@ -55,7 +57,8 @@ def draw_resamples(
 
     Items and seeds are crossed: a seed stands for one choice of noise, donors, or training order over all items. With
     one seed there is nothing to draw and intervals hold the noise of the items alone. With S seeds the variance between
-    them comes out (S - 1) / S too small, as in every bootstrap of few units.
+    them comes out (S - 1) / S too small, as in every bootstrap of few units. The groups are drawn as
+    `cluster_mean_interval` draws them under the same seed.
 
     Args:
         groups: one an item; those that share a scene share a group.
@@ -68,13 +71,19 @@ def draw_resamples(
     """
     rng = generator(seed, n_resamples)
     labels = list(groups)
-    n_groups = clusters(np.zeros(len(labels)), labels).n_groups if labels else 0
-    if n_groups == 0 or n_seeds < 1:
+    if not labels or n_seeds < 1:
         raise SettingError(f"{len(labels)} items and {n_seeds} seeds", needed="at least one of each")
+    n_groups = clusters(np.zeros(len(labels)), labels).n_groups
     codes, _ = pd.factorize(pd.Series(labels, dtype=object), sort=True)
-    drawn = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_resamples)
-    seeds = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=n_resamples)
-    return Resamples(drawn[:, codes].astype(np.float64), seeds.astype(np.float64))
+    drawn = _counts(rng.integers(n_groups, size=(n_resamples, n_groups)))
+    return Resamples(codes, drawn, _counts(rng.integers(n_seeds, size=(n_resamples, n_seeds))))
+
+
+def _counts(drawn: Int[np.ndarray, "resample n"]) -> Float[np.ndarray, "resample n"]:
+    """How often each of n things stands in each row."""
+    rows, n = drawn.shape
+    flat = np.bincount((drawn + np.arange(rows)[:, None] * n).ravel(), minlength=rows * n)
+    return flat.reshape(rows, n).astype(np.float64)
 
 
 def resampled_means(
@@ -89,13 +98,14 @@ def resampled_means(
     Raises:
         SettingError: the draws are of other numbers of items or seeds.
     """
-    given, drawn = values.shape[1:], (draws.seeds.shape[1], draws.items.shape[1])
+    given, drawn = values.shape[1:], (draws.seeds.shape[1], len(draws.codes))
     if given != drawn:
         raise SettingError(f"values of {given} seeds and items, draws of {drawn}", needed="draws of these items")
+    membership = np.eye(draws.groups.shape[1])[draws.codes]
     measured = ~np.isnan(values)
 
-    def weighted(table: np.ndarray) -> np.ndarray:
-        by_seed = np.einsum("ri,msi->rms", draws.items, table, optimize=True)
+    def weighted(table: Float[np.ndarray, "model seed item"]) -> Float[np.ndarray, "resample model"]:
+        by_seed = np.einsum("rg,msg->rms", draws.groups, table @ membership, optimize=True)
         return np.einsum("rms,rs->rm", by_seed, draws.seeds)
 
     sums, counts = weighted(np.where(measured, values, 0.0)), weighted(measured.astype(np.float64))

@@ -50,12 +50,16 @@ def bootstrap_ends(cells: Clusters, level: float, n_resamples: int, rng: np.rand
     ``Phi(-sqrt(G / (G - 1)) * t(1 - alpha / 2, G - 1))`` (Hesterberg 2015, The American Statistician 69:371-386).
     """
     means = resampled_means(cells, n_resamples, rng)
-    n_groups = cells.n_groups
-    quantile = math.sqrt(n_groups / (n_groups - 1)) * stats.t.ppf((1 + level) / 2, n_groups - 1)
-    tail = float(stats.norm.cdf(-quantile))
+    tail = expanded_tail(level, cells.n_groups)
     low, high = np.quantile(means, [tail, 1 - tail])
     # Rounding may put the ends a hair past the estimate where the values hardly vary; an error bar must hold its point.
     return min(float(low), cells.mean), max(float(high), cells.mean)
+
+
+def expanded_tail(level: float, n_groups: int) -> float:
+    """The share to cut from each tail of the resampled values; see `bootstrap_ends`."""
+    quantile = math.sqrt(n_groups / (n_groups - 1)) * stats.t.ppf((1 + level) / 2, n_groups - 1)
+    return float(stats.norm.cdf(-quantile))
 
 
 def resampled_means(cells: Clusters, n_resamples: int, rng: np.random.Generator) -> Float[np.ndarray, " resample"]:
