@@ -25,6 +25,11 @@ PAIRS = [
     ("blocks.4.attn.hook_v", "blocks.4.attn.v.hook_out"),
     ("blocks.4.attn.hook_z", "blocks.4.attn.o.hook_in"),
     ("blocks.4.hook_mlp_out", "blocks.4.mlp.hook_out"),
+    ("blocks.4.hook_mlp_out", "blocks.4.mlp.out.hook_out"),
+    ("blocks.4.hook_attn_in", "blocks.4.ln1.hook_in"),
+    ("blocks.4.mlp.hook_pre", "blocks.4.mlp.gate.hook_out"),
+    ("blocks.4.mlp.hook_pre_linear", "blocks.4.mlp.in.hook_out"),
+    ("blocks.4.mlp.hook_post", "blocks.4.mlp.out.hook_in"),
 ]
 PROMISED = [
     "hook_embed", "ln_final.hook_normalized", "ln_final.hook_scale", "unembed.hook_in", "unembed.hook_out",

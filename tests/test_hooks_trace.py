@@ -57,13 +57,13 @@ def test_names_read_what_a_cache_holds(model, run):
         result = model.blocks[1].attn.hook_result.save()
         middle = model.blocks[1].hook_resid_mid.save()
         scale = model.blocks[-1].ln2.hook_scale.save()
-        out = model.blocks[-1].hook_out.save()
+        out = model.blocks[-1].mlp.out.hook_out.save()
         logits = model.unembed.hook_out.save()
         whole = tracer.result.save()
     found = {
         "blocks.0.attn.hook_q": query, "blocks.1.attn.hook_pattern": pattern.transpose(1, 2),
         "blocks.1.attn.hook_result": result, "blocks.1.hook_resid_mid": middle, "blocks.2.ln2.hook_scale": scale,
-        "blocks.2.hook_resid_post": out, "unembed.hook_out": logits,
+        "blocks.2.hook_mlp_out": out, "unembed.hook_out": logits,
     }  # fmt: skip
     _, cache = model.run_with_cache(ITEMS, list(found), run=run)
     assert torch.equal(latents, run.latents) and torch.equal(whole.logits, logits)

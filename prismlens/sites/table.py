@@ -109,6 +109,11 @@ ALIASES: Mapping[str, str] = MappingProxyType({
     "attn.o.hook_in": "attn.hook_z",
     "attn.o.hook_out": "hook_attn_out",
     "attn.hook_out": "hook_attn_out",
+    "ln1.hook_in": "hook_attn_in",
+    "mlp.gate.hook_out": "mlp.hook_pre",
+    "mlp.in.hook_out": "mlp.hook_pre_linear",
+    "mlp.out.hook_in": "mlp.hook_post",
+    "mlp.out.hook_out": "hook_mlp_out",
     "mlp.hook_out": "hook_mlp_out",
 })  # fmt: skip
 """TransformerLens 4 names inside a block -> the names above, which are those of TransformerLens 3."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from prismlens.errors import EditError, SiteError
 from prismlens.positions import Role, resolve
 from prismlens.sites import Site, canonical
+from prismlens.sites.table import ALIASES, WHOLE_ALIASES
 from prismlens.trace.acts import as_named, fitting, slots
 from prismlens.trace.taps import Taps
 from prismlens.trace.views import VIEWS
@@ -125,7 +127,9 @@ class Place:
         opened = self._opened()
         if canonical(full) in opened.sites:
             return opened.read(canonical(full), self._role)
-        if not any(one.startswith(f"{full}.") for one in (*opened.sites, *_ALIASED)):
+        inner = re.sub(r"^blocks\.\d+\.", "", full)
+        longer = any(one.startswith(f"{full}.") for one in opened.sites)
+        if not longer and not any(one.startswith(f"{inner}.") for one in (*ALIASES, *WHOLE_ALIASES)):
             raise SiteError(f"the model has no {full!r}", needed="a hook name", fix="see model.hook_dict for all names")
         return Place(self._opened, full, self._role)
 
@@ -190,9 +194,6 @@ class NamedPlaces:
         other step can be meant.
         """
         return Place(self.opened, "", role)
-
-
-_ALIASED = ("embed.hook_out", "blocks.0.attn.q.hook_out", "blocks.0.attn.o.hook_out")
 
 
 def _is_models_own(site: Site) -> bool:
