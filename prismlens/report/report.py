@@ -57,7 +57,7 @@ class Report:
 
     def table(self) -> str:
         """The frame as text to read; below it alignment, the gap, and whatever was left out or not measured."""
-        notes = "".join(f"{wrapped}\n" for line in self.notes() for wrapped in textwrap.wrap(line, WIDTH))
+        notes = "".join(f"{wrapped}\n" for line in self.notes() for wrapped in _wrapped(line))
         return render(self.frame(), self.title, self.corruption.left_out) + notes
 
     def notes(self) -> list[str]:
@@ -180,3 +180,8 @@ class Report:
         """
         about, corruption, near, map_ = folders.load(folder)
         return cls(corruption, near, map_, **about)
+
+
+def _wrapped(line: str) -> list[str]:
+    """A line of text in lines that fit the table; ids are never cut."""
+    return textwrap.wrap(line, WIDTH, break_on_hyphens=False, break_long_words=False)
