@@ -109,8 +109,8 @@ def scrambled() -> pl.PrismModel:
 
 
 def crossed() -> pl.PrismModel:
-    """The shipped model, every item fed the latents of another."""
-    return bottleneck().edited(pl.Edit(pl.Swap(), seed=1))
+    """The shipped model, every item fed the latents of any item: a donor of its category would tell the category."""
+    return bottleneck().edited(pl.Edit(pl.Swap(donor="anyone", image="any"), seed=1))
 
 
 def relabelled(items: Sequence[pl.Item], seed: int) -> Sequence[pl.Item]:

@@ -118,7 +118,7 @@ def nothing(controls: list[Record]) -> str:
     return "" if not controls else _words("nothing") + "\n" + _table(
         ["control", "clean", "majority", "vector", "slot", "read at the latents", "majority ", "as published"],
         [[one["model"], _ends(one["fair"]["accuracy"]["clean"]), f"{one['fair']['majority']:.3f}", *_said(one),
-          _ends(one["erasure"]["read"]["clean"]), f"{one['erasure']['majority']:.3f}", one["paper"]["said"]]
+          _found(one["erasure"]), f"{one['erasure']['majority']:.3f}", one["paper"]["said"]]
          for one in controls],
     )  # fmt: skip
 
@@ -218,6 +218,12 @@ def _held(said: str, truth: str) -> str:
     """What was said, and what is true where it differs; bold where it is wrong."""
     shown = said if said in (truth, "undecided") else f"**{said}**"
     return shown if said == truth else f"{shown} (is {truth})"
+
+
+def _found(erasure: Record) -> str:
+    """What is read at the clean latents; bold where it lies above the majority rate."""
+    read = erasure["read"]["clean"]
+    return f"**{_ends(read)}**" if read[1] > erasure["majority"] else _ends(read)
 
 
 def _ends(numbers: list[float] | None, sign: str = "") -> str:
