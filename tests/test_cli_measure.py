@@ -169,3 +169,11 @@ def test_every_command_has_help_with_an_example_that_parses():
         text = " ".join((command.help or "").split())
         assert f"Example: prismlens {name}" in text, name
     assert "Exit status" in (group.epilog or "")
+
+
+def test_an_interruption_ends_with_the_status_that_the_help_names(monkeypatch):
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["prismlens.cli.corrupt"], "load_items", stopped)
+    called("corrupt", "tiny/lvr", status=130)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from prismlens.cli.output import bars
 from prismlens.data.load import load_items
 from prismlens.errors import TrainingError
 from prismlens.models.convert import convert as run_convert
@@ -64,7 +65,7 @@ def train(
     watched = monitor(load_items("shapes", n=prism_n)) if prism_every else None
     done = training.train(
         variant, base, source, out, settings=commands.settings_of(run, protocol, flip or [], given),
-        report_to=report or (), logs=logs,
+        report_to=report or (), logs=logs, progress=bars(),
         callbacks=[callback.PrismCallback(watched, prism_every)] if watched else [],
         **commands.sharding(fsdp_config, deepspeed),
     )  # fmt: skip
