@@ -64,6 +64,7 @@ from prismlens.patching import (
 from prismlens.positions import answer, describe, image, latent, lead, options, prompt, question, template
 from prismlens.prism import Report, prism
 from prismlens.results import Results
+from prismlens.showing import show
 from prismlens.sites import get_act_name
 from prismlens.trace import PrismModel, Run, corrupt, load
 from prismlens.types import Item
@@ -151,6 +152,7 @@ __all__ = [
     "question",
     "run_conditions",
     "sensitivity",
+    "show",
     "template",
     "zoo_manifest",
     "zoo_names",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -12,13 +13,29 @@ def in_notebook() -> bool:
     return shell is not None and getattr(shell, "kernel", None) is not None
 
 
-def show(value: Any, text: str) -> None:
-    """Display a value that has ``_repr_html_`` in a notebook; print the text where there is none.
+@dataclass(frozen=True)
+class Shown:
+    """HTML that a notebook displays.
 
     Args:
-        value: the value.
-        text: says the same without markup.
+        html: escaped already.
     """
+
+    html: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+
+def show(value: Any, text: str | None = None) -> None:
+    """Display an item, a run or a result in a notebook; print it as text where there is none.
+
+    Args:
+        value: has ``_repr_html_``.
+        text: says the same without markup; by default what the value's ``_repr_text_`` gives, or else its ``str``.
+    """
+    if text is None:
+        text = value._repr_text_() if hasattr(value, "_repr_text_") else str(value)
     if in_notebook():
         from IPython.display import display
 

@@ -86,6 +86,16 @@ class Item:
         rest = {"category": self.category or None, "group": self.group or None, **self.meta}
         return block(title(self.question, self.id), columns(self._picture(), facts({**options, **rest})))
 
+    def _repr_text_(self) -> str:
+        """The question with its options and what is known, for a terminal."""
+        lines = [f"{self.id}: {self.question}"]
+        lines += [
+            f"  {letter} {text}{'  <- answer' if letter == self.answer else ''}"
+            for letter, text in zip(self.letters, self.options, strict=True)
+        ]
+        boxes = "; ".join(", ".join(f"{value:.3f}" for value in box) for box in self.boxes)
+        return "\n".join([*lines, *([f"  boxes {boxes}"] if boxes else [])])
+
     def _picture(self) -> str:
         """The image, or why it cannot be shown: looking at an item must not fail."""
         try:

@@ -11,10 +11,13 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+from prismlens.cache.norms import as_text, norm_lines
 from prismlens.cache.readout import Readout
 from prismlens.cache.selection import Picked, PosSlice, by_item, drops_axis, pick
 from prismlens.errors import SettingError, SiteError
+from prismlens.markup import block, table
 from prismlens.positions import Positions
+from prismlens.showing import Shown, show
 from prismlens.sites import LATENT, axes, canonical, get_act_name
 from prismlens.unrolled import Unrolled
 
@@ -107,6 +110,18 @@ class Activations(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+    def show(self, name: str) -> None:
+        """The mean norm of a site at each layer and kind of position: a table in a notebook, text elsewhere.
+
+        Args:
+            name: a hook name, or its short form for all layers (``"resid_post"``).
+
+        Raises:
+            SiteError: the cache has no such site.
+        """
+        headings, lines = norm_lines(self, name)
+        show(Shown(block(table(headings, lines, shown=len(lines)))), as_text(headings, lines))
 
     def remove_batch_dim(self: Kind) -> Kind:
         """The cache of a single item with values ``[pos, ...]`` and stacks ``[component, pos, ...]``.

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from prismlens.errors import ItemError
 from prismlens.markup import block, table, title
+from prismlens.showing import show
 from prismlens.types import Item
 from prismlens.unrolled import Unrolled, concatenate, take
 
@@ -78,6 +79,22 @@ class Run:
             for item, choice, steps, text in zip(self.items, self.choice, self.steps_taken, self.text, strict=True)
         ]
         return block(title(f"run of {len(self.items)} items", note), table(columns, lines, shown=SHOWN))
+
+    def _repr_text_(self) -> str:
+        """The same for a terminal."""
+        known = [value for value in self.correct if value is not None]
+        rows = zip(self.items, self.choice, self.steps_taken.tolist(), self.text, strict=True)
+        lines = [
+            f"{item.id}: chose {choice or 'none'}, answer {item.answer or 'not known'}, {steps} latents, {text!r}"
+            for item, choice, steps, text in list(rows)[:SHOWN]
+        ]
+        rest = len(self.items) - len(lines)
+        more = [f"and {rest} more"] if rest else []
+        return "\n".join([f"run of {len(self.items)} items, {sum(known)} of {len(known)} right", *lines, *more])
+
+    def show(self) -> None:
+        """What was answered, item by item: a table in a notebook, text elsewhere."""
+        show(self)
 
     def rows_of(self, items: Sequence[Item]) -> list[int]:
         """The row of each item, by id.
