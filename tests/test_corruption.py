@@ -192,8 +192,8 @@ def test_p_values_are_those_of_other_libraries(frame, name: str):
         sides = [stats.ttest_1samp(sums / 2, bound, alternative=side).pvalue for bound, side in bounds]
         assert frame.p_equivalent[name] == pytest.approx(max(sides))
     else:
-        assert frame.p_equivalent[name] == 0
-    assert frame.equivalent[name] == (name == "no-op")
+        assert frame.p_equivalent[name] == pytest.approx(0.9**6)  # six scenes without a change prove little
+    assert not frame.equivalent[name]
 
 
 @pytest.mark.parametrize("name", ["no-op", *TESTED])

@@ -85,8 +85,9 @@ def test_no_change_is_exactly_nothing(values: np.ndarray) -> None:
     groups = np.arange(30) // 3
     got = paired_difference(values, values, groups, seed=1)
     assert (got.estimate, got.low, got.high, got.p) == (0.0, 0.0, 0.0, 1.0)
-    same = equivalence(values, values, groups, margin=1e-9)
-    assert (same.equivalent, same.p, same.low, same.high) == (True, 0.0, 0.0, 0.0)
+    same = equivalence(values, values, groups, margin=0.25)  # ten groups, none of which changed
+    assert same.p == pytest.approx(0.75**10) and same.equivalent == (same.p < 0.05)
+    assert same.high == pytest.approx(1 - 0.05**0.1) and same.low == -same.high
 
 
 def test_changes_that_cancel_within_groups_have_p_one() -> None:
@@ -155,6 +156,11 @@ def test_a_constant_shift_is_equivalent_only_inside_the_margin() -> None:
     assert equivalence(ZEROS, ONES, range(4), margin=1.5).p == 0
     assert equivalence(ZEROS, ONES, range(4), margin=1.0).p == 1
     assert not equivalence(ONES, ZEROS, range(4), margin=0.5).equivalent
+
+
+def test_few_items_without_any_change_are_no_proof_of_equivalence() -> None:
+    for n, proven in ((2, False), (58, False), (59, True)):  # (1 - .05) ** 59 is the first power below .05
+        assert equivalence(np.ones(n), np.ones(n), range(n), margin=0.05).equivalent == proven
 
 
 def test_equivalence_with_one_item_a_group_is_the_paired_t_test() -> None:

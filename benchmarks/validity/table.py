@@ -56,9 +56,10 @@ def counts(known: list[Record]) -> dict[str, str]:
     gap = [one["paper_probe"]["a"] - one["paper_probe"]["b"] for one in probed]
     return {
         "lines": str(len(known)), "judgements": str(len(pairs)),
-        "models": str(len({_name(one) for one in known})),
+        "models": str(len({_name(one) for one in known})), "routed": str(sum(map(_is_routed, known))),
+        "networks": str(len({one["revision"] for one in known if not _is_routed(one)})),
         "right": str(sum(said == truth for said, truth in pairs)),
-        "undecided": str(sum(said == "undecided" for said, _ in pairs)),
+        "undecided": str(sum(said == "undecided" for said, _ in pairs)), "errors": _errors(known),
         "wrong": str(sum(said not in (truth, "undecided") for said, truth in pairs)),
         "rank": f"{readings.ranks(share, [one['fair']['reliance'][0] for one in known]):.2f}",
         "paper_right": str(sum(one["paper"]["said"] == truth for one, truth in zip(known, used, strict=True))),
@@ -176,7 +177,8 @@ def brief() -> str:
          *(_held(one["paper"][which], _use(one)) for which in ("said", "probe_said"))] for one in first
     ]  # fmt: skip
     head = ["model", "true of vector / slot", "verdict", "published corruption test", "published probe"]
-    return _table(head, lines) + "\n" + _words("brief", **counts(models())).strip() + "\n"
+    rest = failing(list(records.read("simulation").values()))
+    return _table(head, lines) + "\n" + _words("brief", **counts(models()), failing=rest).strip() + "\n"
 
 
 def write() -> None:
@@ -193,6 +195,22 @@ def _name(one: Record) -> str:
 def _is_mixture(one: Record) -> bool:
     """Whether only a part of the items is planted to need the vectors."""
     return one["model"].split()[0] in MIXED
+
+
+def _is_routed(one: Record) -> bool:
+    """Whether the line is the mixed rows of two models rather than a model of its own."""
+    return one["model"].split()[0] == "routed"
+
+
+def _errors(known: list[Record]) -> str:
+    """The judgements that are wrong, in words; ``none`` where there is none."""
+    found = [
+        f"the {part} of {_name(one)} (seed {one['items_seed']}) is called {said} and is {truth}"
+        for one in known
+        for part, said, truth in zip(("vector", "slot"), one["fair"]["said"], one["expected"], strict=True)
+        if said not in (truth, "undecided")
+    ]
+    return "; ".join(found) or "none"
 
 
 def _use(one: Record) -> str:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from prismlens.errors import SettingError
+from prismlens.stats.equivalence import without_spread
 from prismlens.stats.inputs import clusters, inside, item_values
 
 
@@ -47,10 +48,9 @@ class CrossedMean:
     def equivalence_p(self, margin: float) -> float:
         """The larger p of the two one-sided tests that the mean lies within the margin; see `equivalence`."""
         inside("margin", margin, 0.0, math.inf)
-        distance = margin - abs(self.estimate)
-        return (
-            float(stats.t.sf(distance / self.standard_error, self.df)) if self.standard_error else float(distance <= 0)
-        )
+        if not self.standard_error:
+            return without_spread(abs(self.estimate), margin, 0.05, self.n_groups)[0]
+        return float(stats.t.sf((margin - abs(self.estimate)) / self.standard_error, self.df))
 
     def detectable(self, alpha: float = 0.05, power: float = 0.8) -> float:
         """The mean that would be found with this power, from the spread alone (Bloom 1995; 0 without any spread)."""
