@@ -55,6 +55,10 @@ def prism(
     Raises:
         EditError: the model has no latents at all.
     """
+    if not isinstance(model, PrismModel):
+        raise SettingError(
+            f"prism of {type(model).__name__} {str(model)[:60]!r}", needed="a loaded model", fix="prismlens.load(...)"
+        )
     if model.hf.config.latent_entry == "none":
         raise EditError(
             f"{model.name} has no latents",

@@ -52,7 +52,7 @@ def stratified_folds(
         reached = len(np.unique(folds[codes == code]))
         if reached < least:
             raise SettingError(
-                f"the class {name!r} occurs in {reached} of {n_folds} folds",
+                f"the class {str(name)!r} occurs in {reached} of {n_folds} folds",
                 needed=f"at least {least}: otherwise some training set lacks it",
                 cause="most of its items are in one group, and a group stays in one fold",
                 fix="add items of other groups, or leave the class out",
@@ -64,11 +64,11 @@ def _refuse_rare(counts: dict[Hashable, int], n_folds: int) -> None:
     """A SettingError that names the classes with fewer members than folds."""
     rare = {name: count for name, count in counts.items() if count < n_folds}
     if rare:
-        shown = ", ".join(f"{name!r} ({count})" for name, count in list(rare.items())[:8])
+        shown = ", ".join(f"{str(name)!r} ({count})" for name, count in list(rare.items())[:8])
         raise SettingError(
             f"{len(rare)} of {len(counts)} classes have fewer members than folds: {shown}",
             needed=f"at least {n_folds} items of every class",
-            fix="add items, ask for fewer folds, or leave the rare classes out",
+            fix="add items, or leave the rare classes out (on_rare='drop')",
         )
 
 
@@ -79,6 +79,6 @@ def _refuse_few_groups(groups: Int[np.ndarray, " item"], n_folds: int) -> None:
         raise SettingError(
             f"{found} groups and {n_folds} folds",
             needed="at least as many groups as folds: items of one group stay together",
-            cause="the items' `group` was left empty",
+            cause="few scenes with many questions each" if found > 1 else "the items' `group` was left empty",
             fix="give unrelated items a group each, or use protocol='paper', which does not group",
         )

@@ -48,7 +48,7 @@ def without_rare(
         on_rare: ``"raise"`` keeps all (a later check names the rare classes), ``"drop"`` leaves theirs out.
 
     Raises:
-        SettingError: `on_rare` is neither.
+        SettingError: `on_rare` is neither, or no item is left.
     """
     if on_rare not in ON_RARE:
         raise SettingError(f"on_rare={on_rare!r}", needed=f"one of {', '.join(map(repr, ON_RARE))}")
@@ -58,4 +58,12 @@ def without_rare(
         for item, label in zip(items, labels, strict=True)
         if on_rare == "drop" and counts[label] < least
     }
+    if len(rare) == len(items) and rare:
+        raise SettingError(
+            f"each of {len(items)} items has a label of fewer than {least} items: "
+            + ", ".join(f"{label!r} ({count})" for label, count in counts.most_common(8)),
+            needed=f"a class of at least {least} items, as many as there are folds",
+            cause="too few items for so many classes",
+            fix="give more items, or probe a target with fewer classes",
+        )
     return [item for item in items if item.id not in rare], rare

@@ -17,8 +17,9 @@ FORMAT, VERSION = "prismlens-results", 1
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest file's content, of this format and version, with every field that loading needs."""
+    text = read(path)  # its own errors are ValueErrors too, and say something else
     try:
-        about = json.loads(read(path))
+        about = json.loads(text)
     except ValueError as error:
         raise ResultsError(
             f"{path} is not JSON: {error}", cause="the file was cut short, or edited", fix="copy the folder again"

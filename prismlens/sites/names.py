@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from prismlens.errors import SiteError
 from prismlens.sites.site import Site
@@ -177,10 +177,21 @@ _LAYER_TYPES = {"a": "attn", "attention": "attn", "m": "mlp", "b": "", "block": 
 """Short forms that TransformerLens takes, too."""
 
 
-def closest(name: str, n_layers: int) -> list[str]:
-    """The three names most like the given one."""
-    known = dict(_rows(n_layers, 1))
-    return difflib.get_close_matches(name, [*known, *GROUPS], n=3, cutoff=0.0)
+def closest(name: str, n_layers: int, known: Sequence[str] | None = None) -> list[str]:
+    """The three names most like the given one, of different kinds: not one name at three layers.
+
+    Args:
+        name: what was asked for.
+        n_layers: blocks of the language model.
+        known: names to choose from; all that some model has by default.
+    """
+    every = [one for one in (dict(_rows(n_layers, 1)) if known is None else known) if one != name]
+    found: dict[str, str] = {}
+    for one in difflib.get_close_matches(name, [*every, *GROUPS], n=len(every), cutoff=0.0):
+        found.setdefault(re.sub(r"\.\d+\.", ".", one), one)
+        if len(found) == 3:
+            break
+    return list(found.values())
 
 
 def _rows(n_layers: int, n_vision_layers: int) -> Iterator[tuple[str, Row]]:

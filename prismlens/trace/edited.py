@@ -159,13 +159,19 @@ class EditedModel(NamedPlaces):
         """The loop's settings for this checkpoint.
 
         Raises:
-            SettingError: a budget below 1, or a checkpoint without an end-of-sequence token.
+            SettingError: a budget below 1 or beyond what the model's positions can hold, or a checkpoint without an
+                end-of-sequence token.
         """
         generation = self.hf.generation_config
         eos = getattr(generation, "eos_token_id", None) or getattr(self.hf.config.text, "eos_token_id", None)
         ids = [eos] if isinstance(eos, int) else list(eos or [])
         if not ids:
             raise SettingError("the checkpoint names no end-of-sequence token", needed="eos_token_id in its config")
+        most = int(self.hf.config.text.max_position_embeddings)
+        if latent_steps is not None and latent_steps >= most:
+            raise SettingError(
+                f"latent_steps = {latent_steps}", needed=f"fewer than the {most} positions that the model was made for"
+            )
         tokens = self.max_new_tokens if max_new_tokens is None else max_new_tokens
         return LoopSettings.of(self.hf.config, ids, latent_steps=latent_steps, max_new_tokens=tokens)
 

@@ -89,9 +89,9 @@ def _matches(asked: str, every: Sequence[str], n_layers: int, stop_at_layer: int
     inner = inner_name(asked)
     if inner is None or re.match(r"(vision\.)?blocks\.", asked):
         raise SiteError(
-            f"names_filter asks for {asked!r}",
-            needed="a hook name such as " + ", ".join(map(repr, closest(asked, n_layers))),
-            cause="a misspelt name, or a layer or part that the model does not have",
+            f"no site of this model is called {asked!r}",
+            needed="a hook name such as " + ", ".join(map(repr, closest(asked, n_layers, every))),
+            cause=f"a misspelt name, or a part that this model of {n_layers} layers does not have",
             fix="see model.hook_dict for all names",
         )
     return [f"blocks.{layer}.{inner}" for layer in range(n_layers if stop_at_layer is None else stop_at_layer)]
