@@ -197,15 +197,16 @@ def test_nnsights_own_iteration_slips_which_is_why_a_trace_spans_one_forward():
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda values, _: values[:1], r"returned \(1, 64\) torch.float32\n.*needed: \(\d+, 64\) torch.float32"),
+        (lambda values, _: values[:1], r"returned \(1, 64\) torch.float32\n.*needed: \(\d+, 64\) torch.float32 on cpu"),
         (lambda values, _: values[:, :1], r"returned \(\d+, 1\) torch.float32"),
         (lambda values, _: values[0], r"returned \(64,\) torch.float32"),
         (lambda values, _: values.double(), r"returned \(\d+, 64\) torch.float64"),
         (lambda values, _: values.half(), r"returned \(\d+, 64\) torch.float16"),
+        (lambda values, _: values.to("meta"), r"returned \(\d+, 64\) torch.float32 on meta"),
         (lambda values, _: None, r"returned a NoneType"),
     ],
 )
-def test_a_change_of_another_shape_or_dtype_is_refused_and_the_model_goes_on(pair, run, change, text: str):
+def test_a_change_of_another_shape_dtype_or_device_is_refused_and_the_model_goes_on(pair, run, change, text: str):
     place = site("blocks.1.hook_resid_pre", LAYERS)
     with pytest.raises(EditError, match=f"a change at blocks.1.hook_resid_pre {text}"):
         traced(pair, run, [Write(place, run.valid, change)])

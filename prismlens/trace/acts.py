@@ -113,12 +113,16 @@ def in_named_axes(site: Site, backward: Backward) -> Callable[[Tensor], Tensor |
 
 
 def fitting(site: Site, new: object, old: Tensor) -> Tensor:
-    """The new value, or an EditError where its shape or dtype is another than the old one's."""
-    if isinstance(new, Tensor) and new.shape == old.shape and new.dtype == old.dtype:
+    """The new value, or an EditError where its shape, dtype or device is another than the old one's."""
+    if not isinstance(new, Tensor):
+        given = f"a {type(new).__name__}"
+    elif (new.shape, new.dtype, new.device) == (old.shape, old.dtype, old.device):
         return new
-    given = f"{tuple(new.shape)} {new.dtype}" if isinstance(new, Tensor) else f"a {type(new).__name__}"
+    else:
+        given = f"{tuple(new.shape)} {new.dtype} on {new.device}"
     raise EditError(
-        f"a change at {site.name} returned {given}", needed=f"{tuple(old.shape)} {old.dtype}, as it was given"
+        f"a change at {site.name} returned {given}",
+        needed=f"{tuple(old.shape)} {old.dtype} on {old.device}, as it was given",
     )
 
 
