@@ -21,6 +21,13 @@ CANNOT_SERVE = (DonorError, ItemError, RoleError, SettingError)
 """What a part raises where the model or the items cannot serve it; the report has its words instead of its numbers."""
 
 
+def _refuse_unloaded(model: object) -> None:
+    """A SettingError where a name or anything else stands for a loaded model."""
+    if not isinstance(model, PrismModel):
+        given = f"{type(model).__name__} {str(model)[:60]!r}"
+        raise SettingError(f"prism of {given}", needed="a loaded model", fix="prism(prismlens.load(...), items)")
+
+
 def prism(
     model: PrismModel,
     items: Sequence[Item],
@@ -55,10 +62,7 @@ def prism(
     Raises:
         EditError: the model has no latents at all.
     """
-    if not isinstance(model, PrismModel):
-        raise SettingError(
-            f"prism of {type(model).__name__} {str(model)[:60]!r}", needed="a loaded model", fix="prismlens.load(...)"
-        )
+    _refuse_unloaded(model)
     if model.hf.config.latent_entry == "none":
         raise EditError(
             f"{model.name} has no latents",

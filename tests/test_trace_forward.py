@@ -197,7 +197,10 @@ def test_nnsights_own_iteration_slips_which_is_why_a_trace_spans_one_forward():
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda values, _: values[:1], r"returned \(1, 64\) torch.float32\n.*needed: \(\d+, 64\) torch.float32 on cpu"),
+        (
+            lambda values, _: values[:1],
+            r"returned \(1, 64\) torch.float32 on cpu\n.*needed: \(\d+, 64\) torch.float32 on cpu",
+        ),
         (lambda values, _: values[:, :1], r"returned \(\d+, 1\) torch.float32"),
         (lambda values, _: values[0], r"returned \(64,\) torch.float32"),
         (lambda values, _: values.double(), r"returned \(\d+, 64\) torch.float64"),
