@@ -309,6 +309,10 @@ def test_a_row_names_the_donor_of_its_condition_not_one_that_the_model_had(model
         ({"nothing": []}, EditError, "a condition 'nothing' with 0 edits"),
         ({"two": [Edit(Swap()), Edit(Swap(), seed=1)]}, EditError, "the condition 'two' swaps 2 times"),
         ({"ok": [Edit(Zero())], "typo": [Edit(Zero(), site="hook_latnt")]}, SiteError, "hook_latent"),
+        ({" ": [Edit(Zero())]}, EditError, "a condition ' ' with 1 edits"),
+        ({"twice": [Edit(Zero()), Edit(Zero())]}, EditError, "is overwritten by Zero"),
+        ({"void": [Edit(Noise(1.0)), Edit(Swap())]}, EditError, "'void': Noise.* is overwritten by Swap"),
+        ({"gone": [Edit(Zero(), site="kv"), Edit(DeleteKV())]}, EditError, "changes keys and values that DeleteKV"),
         ({"mixed": [Edit(Zero()), Edit(Zero(), mode="held")]}, EditError, "modes free and held together"),
     ],
 )
@@ -316,6 +320,23 @@ def test_conditions_that_cannot_be_are_refused_before_anything_runs(model, condi
     with recording(model.hf) as record, pytest.raises(error, match=said):
         run_conditions(model, ITEMS, conditions)
     assert record.fed == []
+
+
+def test_edits_that_build_on_each_other_are_no_contradiction(model):
+    composed = [Edit(Zero()), Edit(Noise(1.0))], [Edit(Zero()), Edit(Zero(), positions=latent[0], site="kv")]
+    assert (
+        len(run_conditions(model, ITEMS[:2], {str(number): edits for number, edits in enumerate(composed)}).rows) == 6
+    )
+
+
+def test_conditions_that_are_no_mapping_of_edits_are_refused(model, unchecked):
+    for wrong, said in (
+        ([("a", [Edit(Zero())]), ("a", [Edit(Noise(1.0))])], "needed: a mapping"),
+        ({"bare": Edit(Zero())}, "the condition 'bare' is .*\n.*a sequence of edits"),
+        ({"op": [Zero()]}, "the condition 'op' is .*\n.*a sequence of edits"),
+    ):
+        with pytest.raises(EditError, match=said):
+            run_conditions(model, ITEMS, wrong)
 
 
 def test_other_bad_input_is_refused(model):

@@ -120,6 +120,10 @@ def test_clean_values_are_read_in_one_replay_and_only_where_an_edit_needs_them(m
     many |= {f"std {s}": [Edit(Noise(float(s), unit="std"), positions=latent[1:])] for s in range(1, 4)}
     with counted(model) as count:
         run_conditions(model, ITEMS, many, batch_rows=10)
+    assert count.prompts == [10], "what is fed back is what the run recorded"
+    many |= {f"slot {seed}": [Edit(Swap(), site="kv", seed=seed)] for seed in range(2)}
+    with counted(model) as count:
+        run_conditions(model, ITEMS, many, batch_rows=10)
     assert count.prompts == [10, 10]
 
 

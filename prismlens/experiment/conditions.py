@@ -71,7 +71,8 @@ def run_conditions(
 
     Raises:
         ItemError: an item without options or answer, or two with one id.
-        EditError: a condition is called ``"clean"``, has no edits, swaps twice, or mixes modes.
+        EditError: a condition is called ``"clean"``, has no edits, swaps twice, mixes modes, or has an edit that
+            another undoes.
         SiteError: an edit's site does not exist in the model.
         SettingError: `on_missing`, `seeds` or `batch_rows` is not what it may be.
         DonorError: an item has no possible donor.

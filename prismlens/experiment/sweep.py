@@ -125,7 +125,8 @@ class Sweep:
         """A variant with all that its edits need; items that it cannot be applied to are left out and listed."""
         items = self.units.items
         able = with_positions(clean, variant.edits) if self.on_missing == "drop" else list(items)
-        kept = with_donors(able, variant.edits, self.on_missing)
+        # Under "raise" every item was found a donor before anything ran.
+        kept = with_donors(able, variant.edits, self.on_missing) if self.on_missing == "drop" else able
         if len(kept) < len(items):
             gone = {item.id for item in items} - {item.id for item in kept}
             self.left_out[variant.condition] = sorted(gone.union(self.left_out.get(variant.condition, ())))

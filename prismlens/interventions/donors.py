@@ -89,11 +89,12 @@ def match_donors(
     _refuse_repeated_ids(items)
     _refuse_repeated_ids(pool or ())
     donors = _pooled(sorted(items if pool is None else pool, key=lambda item: item.id), policy, seed)
-    candidates = {item.id: _candidates(item, donors, policy) for item in items}
-    lacking = [item for item in items if not candidates[item.id][-1][1]]
+    fitting = _fitting(items, donors, policy)
+    lacking = [item for item in items if not fitting[item.id]]
     if lacking and on_missing == "raise":
-        raise _impossible(lacking, candidates, policy, len(items))
-    pairs = {name: _drawn(name, counts[-1][1], seed) for name, counts in candidates.items() if counts[-1][1]}
+        counts = {item.id: _candidates(item, donors, policy) for item in lacking}
+        raise _impossible(lacking, counts, policy, len(items))
+    pairs = {name: _drawn(name, found, seed) for name, found in fitting.items() if found}
     return DonorMap(pairs, tuple(item.id for item in lacking))
 
 
@@ -110,6 +111,27 @@ def _pooled(donors: list[Item], policy: Swap, seed: int) -> list[Item]:
         )
     drawn = sorted(donors, key=lambda item: _number(f"{seed}|pool|{item.id}"))[: policy.pool]
     return sorted(drawn, key=lambda item: item.id)
+
+
+def _fitting(items: Sequence[Item], donors: Sequence[Item], policy: Swap) -> dict[str, list[Item]]:
+    """Who may be drawn for each item: what `_candidates` leaves in the end, in one pass over the right category."""
+    if policy.donor == SELF:
+        by_id = {donor.id: donor for donor in donors}
+        return {item.id: [by_id[item.id]] if item.id in by_id else [] for item in items}
+    anyone, image, fits = policy.donor == ANYONE, IMAGE[policy.image], CONTENT[policy.donor]
+    rooms: dict[str, list[tuple[Item, str | None]]] = {}
+    for donor in donors:
+        rooms.setdefault("" if anyone else donor.category, []).append((donor, donor.content))
+    out = {}
+    for item in items:
+        room = rooms.get("" if anyone else item.category, [])
+        answers = {content for content, donor in {text: one for one, text in room}.items() if fits(item, donor)}
+        out[item.id] = [
+            donor
+            for donor, content in room
+            if content in answers and (anyone or donor.id != item.id) and image(item, donor)
+        ]
+    return out
 
 
 def _candidates(item: Item, pool: Sequence[Item], policy: Swap) -> list[tuple[str, list[Item]]]:

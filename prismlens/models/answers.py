@@ -18,14 +18,14 @@ def answer_start(processor: LVRProcessor, ids: Sequence[int]) -> int | None:
     Inside ``<answer>`` where the tag was written, else anywhere: the first token that is neither a control token nor
     blank. None where there is no such token, as in ``<answer></answer>``.
     """
-    texts = [processor.decode(ids[: i + 1]) for i in range(len(ids))]
-    ordinary = [i for i, token in enumerate(ids) if token not in processor.control_ids]
-    tag = _TAG.search(texts[-1]) if texts else None
+    whole = processor.decode(ids)
+    ordinary = (i for i, token in enumerate(ids) if token not in processor.control_ids)
+    tag = _TAG.search(whole)
     if tag is None:
         return next((i for i in ordinary if processor.decode([ids[i]]).strip()), None)
-    if texts[-1].startswith(_CLOSE, tag.end()):
+    if whole.startswith(_CLOSE, tag.end()):
         return None
-    return next((i for i in ordinary if len(texts[i]) > tag.end()), None)
+    return next((i for i in ordinary if len(processor.decode(ids[: i + 1])) > tag.end()), None)
 
 
 def chosen_letter(text: str, letters: Sequence[str]) -> str | None:

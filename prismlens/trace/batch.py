@@ -231,20 +231,32 @@ def finished_run(
 ) -> Run:
     """Find where each answer starts, read the choices, and keep the options' log-probabilities there."""
     firsts, texts, choices = [], [], []
-    options = torch.full((len(run.items), scores.shape[2]), float("nan"), device=scores.device)
-    for row, item in enumerate(run.items):
-        columns = (run.segments[row] == Segment.ANSWER).nonzero().flatten().tolist()
-        ids = run.input_ids[row, columns].tolist()
-        start = answer_start(processor, ids)
+    read: dict[tuple[int, ...], tuple[int | None, str]] = {}  # most rows of a sweep write what others wrote
+    rows = zip(run.items, run.input_ids.tolist(), run.segments.tolist(), strict=True)
+    for item, ids_of_row, segments in rows:
+        columns = [column for column, segment in enumerate(segments) if segment == Segment.ANSWER]
+        ids = tuple(ids_of_row[column] for column in columns)
+        if ids not in read:
+            # The decoded text without control tokens but with the answer tag, which some tokenizers list as added.
+            read[ids] = answer_start(processor, ids), processor.decode(ids, skip_special_tokens=True).strip()
+        start, text = read[ids]
         firsts.append(-1 if start is None else columns[start])
-        # The decoded text without control tokens but with the answer tag, which some tokenizers list as added.
-        texts.append(processor.decode(ids, skip_special_tokens=True).strip())
-        choices.append(chosen_letter(texts[-1], item.letters))
-        if start is not None:
-            options[row] = float("-inf")
-            options[row, : len(item.letters)] = scores[row, firsts[-1] - run.n_prompt, : len(item.letters)]
+        texts.append(text)
+        choices.append(chosen_letter(text, item.letters))
+    options = _options_at(run, scores, firsts)
     finished = replace(run, answer_first=torch.tensor(firsts, device=run.device))
     return Run(finished, tuple(texts), tuple(choices), options, latent_steps)
+
+
+def _options_at(
+    run: Unrolled, scores: Float[Tensor, "batch forward option"], firsts: Sequence[int]
+) -> Float[Tensor, "batch option"]:
+    """The options' scores where each answer begins; -inf beyond an item's own options, NaN without an answer."""
+    first = torch.tensor(firsts, device=scores.device)
+    own = scores[torch.arange(len(firsts), device=scores.device), (first - run.n_prompt).clamp(min=0)]
+    letters = torch.tensor([len(item.letters) for item in run.items], device=scores.device)
+    beyond = torch.arange(scores.shape[2], device=scores.device) >= letters[:, None]
+    return own.masked_fill(beyond, float("-inf")).masked_fill((first < 0)[:, None], float("nan"))
 
 
 def check_replay(run: Unrolled, latent: Float[Tensor, "batch pos d"]) -> None:

@@ -41,7 +41,9 @@ def wanted_values(edits: Sequence[Edit], n_layers: int) -> Wanted:
 def read_clean(
     engine: Engine, run: Unrolled, wanted: Wanted, vision: Mapping[str, Any]
 ) -> dict[str, Float[Tensor, "n *d"]]:
-    """One forward over finished clean sequences; the wanted sites' values, flat, in the order of rows and columns.
+    """The wanted sites' values in finished clean sequences, flat, in the order of rows and columns.
+
+    One forward over the sequences, unless nothing but the vectors that are fed back is wanted.
 
     Items that lack a role simply have no values: who has to have it is for the edits to say.
 
@@ -49,13 +51,18 @@ def read_clean(
         PrismlensError: the replay's states differ from those of the run by more than rounding.
     """
     chosen = {name: _mask(name, roles, run) for name, roles in wanted.items()}
+    values: dict[str, Tensor] = {}
+    if LATENT in chosen and bool(chosen[LATENT].any()):
+        # What is fed back is what the run recorded: no forward is needed to read it again.
+        rows, columns = chosen.pop(LATENT).nonzero(as_tuple=True)
+        values[LATENT] = run.latents[rows, run.steps[rows, columns]]
     reads = [Read(site(name, engine.hf.n_layers), mask) for name, mask in chosen.items() if bool(mask.any())]
     if not reads:
-        return {}
+        return values
     inputs = replay_inputs(engine.hf, run) | dict(vision) | {"keep": slice(0)}
     traced = traced_step(engine.wrapper, inputs, [], reads)
     check_replay(run, traced.output.latent)
-    return traced.values
+    return values | traced.values
 
 
 @dataclass(frozen=True, eq=False)
