@@ -278,9 +278,11 @@ def test_the_models_own_edits_are_in_every_run_but_not_in_the_reference(model):
     ):
         rows = rows_of(results, name)
         assert [row["letter_logprob"] for row in rows] == run.option_logprobs[range(8), right].tolist()
-    # The last decoding of all is that of the swap, after the model's own edits alone.
-    after = len(record.fed) - max(number for number, fed in enumerate(record.fed) if fed.shape[1] > 1) - 1
-    first, second = record.fed[-after // 2][:, 0], record.fed[-after // 2 + 1][:, 0]
+    # One prefill, then three decodings of the same length: unedited, the model's own edits alone, and the swap.
+    prefills = [number for number, fed in enumerate(record.fed) if fed.shape[1] > 1]
+    assert prefills == [0] and (len(record.fed) - 1) % 3 == 0
+    swapped = record.fed[-((len(record.fed) - 1) // 3) :]
+    first, second = swapped[0][:, 0], swapped[1][:, 0]
     donors = [plain.rows_of([next(i for i in items if i.id == row["donor"])])[0] for row in rows_of(results, "swap")]
     assert torch.equal(first, -3 * plain.latents[:, 0])
     assert torch.equal(second, plain.latents[donors, 1]), "donors give what they think unedited"
