@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from prismlens.cli.ask import ask
+from prismlens.cli.compare import compare
 from prismlens.cli.corrupt import corrupt
 from prismlens.cli.doctor import doctor
 from prismlens.cli.output import Json, OnBad, bars, emit, records, silence
@@ -92,6 +93,7 @@ def prism(
         typer.echo(f"page: {page}")
 
 
+app.command()(compare)
 app.command()(corrupt)
 app.command()(probe)
 app.command()(ask)

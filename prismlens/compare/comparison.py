@@ -19,6 +19,7 @@ from prismlens.compare.rows import ACCURACY, CHANGE, COSINE_FORCED, COSINE_FREE,
 from prismlens.compare.words import label
 from prismlens.comparison import Resamples, draw_resamples, resampled_means
 from prismlens.errors import ResultsError, SettingError
+from prismlens.page import write_page
 from prismlens.results import Results
 from prismlens.stats.bootstrap import expanded_tail
 
@@ -82,7 +83,8 @@ class Comparison:
         """
         if measure == RELIANCE:
             return -self.values(f"{CHANGE}{self.manifest[RELIANCE]}")
-        names = (*MEASURES, *(f"{CHANGE}{name}" for name in self.conditions))
+        # Reliance is asked for whatever the models: where none has latents it is missing, not unknown.
+        names = dict.fromkeys((*MEASURES, *(f"{CHANGE}{name}" for name in (*self.conditions, self.manifest[RELIANCE]))))
         if measure not in names:
             raise SettingError(f"measure {measure!r}", needed=f"one of {', '.join(map(repr, (*names, RELIANCE)))}")
         rows = self.results.rows[self.results.rows.measure == measure]
@@ -147,7 +149,7 @@ class Comparison:
             x, y: measures; see `values`.
 
         Returns:
-            A matplotlib figure.
+            A matplotlib figure, which a notebook shows.
 
         Raises:
             SettingError: an unknown measure, one that no model has, or matplotlib is not installed.
@@ -156,17 +158,18 @@ class Comparison:
         return _plots().models_figure(self.models, *axes, note=self._note(x, y))
 
     def to_html(self, path: str | Path) -> Path:
-        """Write everything as one file that opens offline; returns its full path.
+        """Write everything as one page that opens offline, over an older one; returns its full path.
 
         Raises:
-            ResultsError: something is there already, or it cannot be written.
+            ResultsError: it cannot be written.
+            SettingError: matplotlib is not installed.
         """
         pictures = []
         for x, y in PLOTS:
             if (np.isfinite(self.measured(x).means) & np.isfinite(self.measured(y).means)).any():
-                pictures.append((f"{y} against {x}", _plots().png_base64(self.plot(x, y))))
+                pictures.append((f"{y} against {x}", _plots().svg(self.plot(x, y))))
         whole = page.render(self.frame(), self.correlations(), self.manifest, pictures)
-        return _write(Path(path).expanduser().resolve(), whole)
+        return write_page(path, whole)
 
     def save(self, folder: str | Path) -> Path:
         """Write rows and manifest into a new folder; see `Results.save`."""
@@ -212,23 +215,7 @@ class Comparison:
 
 
 def _plots() -> Any:
-    """The module that draws, or an error that says which extra it needs."""
-    try:
-        from prismlens.plots import models
-    except ImportError as error:
-        raise SettingError(
-            f"a picture without {error.name}", needed="the plotting library", fix="pip install 'prismlens[plots]'"
-        ) from error
+    """The module that draws; without matplotlib its import is an error that names the extra."""
+    from prismlens.plots import models
+
     return models
-
-
-def _write(path: Path, content: str) -> Path:
-    """Write a new file; returns its path."""
-    if path.exists():
-        raise ResultsError(f"{path} is there already", needed="a new file", fix="choose another name, or remove it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise ResultsError(f"{path} could not be written: {error}", fix="check space and permissions") from error
-    return path

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -17,9 +13,11 @@ from matplotlib.transforms import Bbox
 
 from prismlens.errors import SettingError
 from prismlens.plots.names import name_points
+from prismlens.plots.style import BLUE, Picture, styled, svg
 
-STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
-POINT, BAR, INK, GRID = "#0072B2", "#9bbfd6", "#333333", "#e6e6e6"
+__all__ = ["Axis", "models_figure", "svg"]
+
+BAR, INK, GRID = "#9bbfd6", "#333333", "#e6e6e6"
 SIZE, DPI = (6.8, 4.8), 150
 
 
@@ -48,6 +46,7 @@ class Axis:
         return Axis(self.label, self.values[kept], self.low[kept], self.high[kept])
 
 
+@styled
 def models_figure(names: Sequence[str], x: Axis, y: Axis, *, note: str = "") -> Figure:
     """A scatter of models; those that lack one of the values are not in it.
 
@@ -65,24 +64,23 @@ def models_figure(names: Sequence[str], x: Axis, y: Axis, *, note: str = "") -> 
             f"no model has both {x.label!r} and {y.label!r}", needed="at least one", cause="models without latents"
         )
     across, up = x.only(kept), y.only(kept)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        axes.errorbar(
-            across.values, up.values, xerr=across.errors(), yerr=up.errors(), fmt="o", color=POINT, ecolor=BAR,
-            markersize=6, elinewidth=1.2, zorder=3,
-        )  # fmt: skip
-        axes.set_xlabel(across.label, parse_math=False)
-        axes.set_ylabel(up.label, parse_math=False)
-        axes.grid(color=GRID, linewidth=0.6, zorder=0)
-        axes.margins(0.08)
-        if note:
-            axes.set_title(note, fontsize=9, loc="left", color=INK, parse_math=False)
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # what is measured from here on must stay where it is
-        shown = [name for name, has in zip(names, kept, strict=True) if has]
-        name_points(axes, shown, across.values, up.values, _bars(across, up))
+    figure = Picture(figsize=SIZE, dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.errorbar(
+        across.values, up.values, xerr=across.errors(), yerr=up.errors(), fmt="o", color=BLUE, ecolor=BAR,
+        markersize=6, elinewidth=1.2, zorder=3,
+    )  # fmt: skip
+    axes.set_xlabel(across.label, parse_math=False)
+    axes.set_ylabel(up.label, parse_math=False)
+    axes.grid(color=GRID, linewidth=0.6, zorder=0)
+    axes.margins(0.08)
+    if note:
+        axes.set_title(note, fontsize=9, loc="left", color=INK, parse_math=False)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # what is measured from here on must stay where it is
+    shown = [name for name, has in zip(names, kept, strict=True) if has]
+    name_points(axes, shown, across.values, up.values, _bars(across, up))
     return figure
 
 
@@ -91,10 +89,3 @@ def _bars(x: Axis, y: Axis) -> list[Bbox]:
     level = zip(x.low, y.values, x.high, y.values, strict=True)
     upright = zip(x.values, y.low, x.values, y.high, strict=True)
     return [Bbox([[x0, y0], [x1, y1]]) for x0, y0, x1, y1 in (*level, *upright)]
-
-
-def png_base64(figure: Figure) -> str:
-    """The figure as PNG, in base 64."""
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=DPI)
-    return base64.b64encode(out.getvalue()).decode()
