@@ -39,7 +39,7 @@ def emit(value: dict[str, Any]) -> None:
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The lines of a frame as JSON can hold them, its named index among the columns; null where a number is missing."""
     named = frame.reset_index() if frame.index.name is not None else frame
-    return json.loads(named.to_json(orient="records", double_precision=15))
+    return json.loads(str(named.to_json(orient="records", double_precision=15)))
 
 
 def grid(*headings: str, title: str | None = None, words: int = 1) -> Table:
