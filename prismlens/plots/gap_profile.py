@@ -33,7 +33,9 @@ def gap_profile(map_: Decodability | str | Path) -> Figure:
     for number, role in enumerate(roles):
         own = injected[injected.role == role]
         shift = 0.6 * ((number + 0.5) / len(roles) - 0.5)
-        dots(panel, [depth + shift for depth in own["depth"].tolist()], own, "gap", COLOURS[number % len(COLOURS)], role)
+        dots(
+            panel, [depth + shift for depth in own["depth"].tolist()], own, "gap", COLOURS[number % len(COLOURS)], role
+        )
     for place, reading in enumerate(("paper", "best")):
         own = frame[frame.reading == reading]
         dots(panel, [depths[-1] + 1 + place], own, "gap", GREY, None)
