@@ -61,7 +61,8 @@ def test_a_no_op_is_bit_equal_on_every_item(frames: dict[str, pd.DataFrame], nam
 
 
 def test_bypass_does_not_change_by_one_bit_whatever_is_done_to_its_latents(frames: dict[str, pd.DataFrame]):
-    conditions = frames["tiny/bypass"].drop("clean")
+    frame = frames["tiny/bypass"].drop("clean")
+    conditions = frame[frame.part != "elsewhere"]  # zeros in the question are no question about latents
     assert (conditions.changed == 0).all() and (conditions.same_output == N).all()
 
 

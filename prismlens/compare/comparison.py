@@ -146,7 +146,8 @@ class Comparison:
         """Two measures against each other: a point a model, its name, and an interval on each axis.
 
         Args:
-            x, y: measures; see `values`.
+            x: measure on the horizontal axis; see `values`.
+            y: measure on the vertical axis.
 
         Returns:
             A matplotlib figure, which a notebook shows.
