@@ -172,9 +172,9 @@ def test_batches_and_views_do_not_matter(pair, model):
 @pytest.mark.parametrize(
     ("hooks", "arguments", "error", "text"),
     [
-        ([("blocks.1.hook_resid_pots", double)], {}, SiteError, "called 'blocks.1.hook_resid_pots'\n.*resid_post"),
-        ([("blocks.9.hook_resid_post", double)], {}, SiteError, "called 'blocks.9.hook_resid_post'"),
-        ([("hook_latent_head", double)], {}, SiteError, "called 'hook_latent_head'"),
+        ([("blocks.1.hook_resid_pots", double)], {}, SiteError, "asks for 'blocks.1.hook_resid_pots'\n.*resid_post"),
+        ([("blocks.9.hook_resid_post", double)], {}, SiteError, "asks for 'blocks.9.hook_resid_post'"),
+        ([("hook_latent_head", double)], {}, SiteError, "asks for 'hook_latent_head'"),
         ([(lambda name: False, double)], {}, SiteError, "lets no name through"),
         ([], {}, EditError, "no hooks were given"),
         ([("hook_embed", lambda value: value)], {}, EditError, r"cannot be called as fn\(value, hook=hook\)"),

@@ -107,8 +107,8 @@ def test_a_names_filter_lets_through_what_it_names_in_forward_order(names_filter
 @pytest.mark.parametrize(
     ("names_filter", "text"),
     [
-        ("resid_pots", "no site of this model is called 'resid_pots'"),
-        (["resid_post", "blocks.9.hook_resid_post"], "called 'blocks.9.hook_resid_post'"),
+        ("resid_pots", "names_filter asks for 'resid_pots'"),
+        (["resid_post", "blocks.9.hook_resid_post"], "asks for 'blocks.9.hook_resid_post'"),
         ([], "lets nothing through"),
         (lambda name: False, "lets nothing through"),
     ],

@@ -78,10 +78,12 @@ def matching_sites(asked: str | Callable[[str], bool], every: Sequence[str], n_l
         return found
     if asked in GROUPS:
         return [f"blocks.{layer}.{inner}" for layer in range(n_layers) for inner in GROUPS[asked]]
-    return _matches(asked, every, n_layers, None)
+    return _matches(asked, every, n_layers, None, asker="a hook")
 
 
-def _matches(asked: str, every: Sequence[str], n_layers: int, stop_at_layer: int | None) -> list[str]:
+def _matches(
+    asked: str, every: Sequence[str], n_layers: int, stop_at_layer: int | None, asker: str = "names_filter"
+) -> list[str]:
     """The full names that one entry stands for: itself, or its short form at every layer (before the stop)."""
     own = canonical(asked)
     if own in every:
@@ -89,7 +91,7 @@ def _matches(asked: str, every: Sequence[str], n_layers: int, stop_at_layer: int
     inner = inner_name(asked)
     if inner is None or re.match(r"(vision\.)?blocks\.", asked):
         raise SiteError(
-            f"no site of this model is called {asked!r}",
+            f"{asker} asks for {asked!r}",
             needed="a hook name such as " + ", ".join(map(repr, closest(asked, n_layers, every))),
             cause=f"a misspelt name, or a part that this model of {n_layers} layers does not have",
             fix="see model.hook_dict for all names",
